@@ -1,0 +1,93 @@
+//! The daemon's configuration, resolved once from file, environment and flags.
+
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use crate::pod::Pod;
+
+/// Everything that the daemon was told, checked and with defaults filled in. Nobody reads the environment later.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub node: String,
+    pub trust_domain: String,
+    pub cluster_id: String,
+    pub network: String,
+    /// Threads that carry connections, each with its own runtime.
+    pub workers: NonZeroUsize,
+    /// What `redirect` keeps while it runs (lock file, development certificates): a directory.
+    pub state_dir: PathBuf,
+    /// The local workload file, reloaded when it changes.
+    pub workloads: PathBuf,
+    pub capture: CaptureConfig,
+    pub proxy: ProxyConfig,
+    pub hbone: HboneConfig,
+    pub identity: IdentityConfig,
+    pub admin: AdminConfig,
+    pub pods: Vec<Pod>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Ebpf,
+    None,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct CaptureConfig {
+    pub backend: Backend,
+    /// A bpffs mount, or a directory where one is mounted if it is missing. Pins go to a folder of ours below it.
+    pub bpffs: PathBuf,
+    /// The cgroup v2 directory that the daemon moves itself to; `None` means: keep its own if it is alone there, else make one.
+    pub cgroup: Option<PathBuf>,
+    /// One ring-buffer event per decision, logged at `info` by the target `redirect::capture::event`.
+    pub events: bool,
+    /// Let go of the pods when the daemon ends.
+    pub detach_on_exit: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProxyConfig {
+    /// How long a captured connection waits for the first complete workload data.
+    pub hold: Duration,
+    /// Limit on a connect to an app or to a destination outside the mesh.
+    pub connect_timeout: Duration,
+    /// How long established connections may go on after SIGTERM.
+    pub drain: Duration,
+    /// Limit on open connections of one pod, both directions together.
+    pub max_connections_per_pod: usize,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct HboneConfig {
+    /// What a peer may send on one stream before we read it, in bytes.
+    pub stream_window: u32,
+    /// Streams on one tunnel, both as client and as server.
+    pub max_streams_per_tunnel: u32,
+    /// Tunnels between one source and one destination, per worker.
+    pub max_tunnels_per_peer: usize,
+    /// Tunnels that one pod's inbound listener holds, per worker.
+    pub max_inbound_tunnels: usize,
+    /// Handshakes under way from one source address, per pod.
+    pub max_handshakes_per_source: usize,
+    /// TCP connect, TLS handshake and HTTP/2 preface together.
+    pub handshake_timeout: Duration,
+    pub ping_interval: Duration,
+    pub ping_timeout: Duration,
+    /// A tunnel without streams is closed after this.
+    pub idle_timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum IdentityConfig {
+    /// Sign leaves with the development root in `dir` (see `redirect ca init`). Needs `--dev-ca`.
+    DevCa { dir: PathBuf, ttl: Duration },
+    /// Read `roots.pem`, and per identity `NAMESPACE/SERVICE_ACCOUNT/{cert,key}.pem`, below `dir`; reloaded on change.
+    Files { dir: PathBuf },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdminConfig {
+    /// `/metrics`.
+    pub metrics: Option<SocketAddr>,
+    /// `/healthz/ready`.
+    pub readiness: Option<SocketAddr>,
+}

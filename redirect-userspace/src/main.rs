@@ -1,0 +1,2 @@
+//! The `redirect` command: the node daemon and its tools.
+fn main() {}

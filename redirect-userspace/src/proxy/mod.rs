@@ -1,0 +1,2 @@
+//! The proxy of captured pods.
+pub mod route;

@@ -1,0 +1,1 @@
+//! Where a connection goes: a pure decision over the workload data.

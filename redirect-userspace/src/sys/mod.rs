@@ -1,0 +1,4 @@
+//! The only place of `unsafe` in the daemon: namespaces, socket options, cgroups, bpffs.
+
+pub mod netns;
+pub mod socket;

@@ -1,0 +1,67 @@
+//! Network namespaces: opening them, and running code or making sockets inside.
+
+use std::{
+    cell::Cell, fs::File, io, os::fd::{AsFd, BorrowedFd}, os::unix::fs::MetadataExt, path::{Path, PathBuf}, sync::Arc,
+};
+
+use nix::sched::{CloneFlags, setns};
+
+/// An open network namespace. Clones share the file.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    file: Arc<File>,
+    inode: u64,
+    path: Arc<Path>,
+}
+
+impl Netns {
+    /// Opens the namespace that the file at `path` names.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let inode = file.metadata()?.ino();
+        Ok(Self { file: Arc::new(file), inode, path: path.into() })
+    }
+
+    /// The calling thread's own namespace.
+    pub fn current() -> io::Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// Identifies the namespace as long as anything holds it open.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.path.to_path_buf()
+    }
+
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Moves the calling thread into this namespace for as long as it lives, or until the next `enter`.
+    ///
+    /// Remembers where the thread is, so that entering the same namespace again costs nothing. Meant for proxy workers,
+    /// which make every socket through a factory that enters first.
+    pub fn enter(&self) -> io::Result<()> {
+        thread_local!(static CURRENT: Cell<u64> = const { Cell::new(0) });
+        if CURRENT.get() == self.inode {
+            return Ok(());
+        }
+        setns(self.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+        CURRENT.set(self.inode);
+        Ok(())
+    }
+
+    /// Runs `f` on a thread of its own inside the namespace, so that no other code can find itself there by mistake.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
+                setns(self.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+                Ok(f())
+            })?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}

@@ -1,0 +1,1 @@
+//! Testbed of nodes and pods.
