@@ -1,2 +1,30 @@
-//! Build, test, demo and bench commands of redirect.
-fn main() {}
+//! Build, test, demo and bench commands of redirect: `cargo xtask --help`.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod ebpf;
+mod setup;
+
+/// Everything that is done to this repository, one command each. Each runs what it needs first.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building and testing need and is missing (root on Debian or Ubuntu; elsewhere: say how)
+    Setup,
+    /// Build the eBPF programs and print their size and stack use
+    BuildEbpf(ebpf::Args),
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Setup => setup::run(),
+        Command::BuildEbpf(args) => ebpf::run(&args),
+    }
+}
