@@ -1,0 +1,123 @@
+//! Names of what the programs did: hook, verdict and reason, and the place of each in the per-CPU counters.
+
+/// Defines an enum of small numbers with names for metrics and events.
+macro_rules! named {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal),* $(,)? }) => {
+        $(#[$meta])*
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$doc])* $variant),* }
+
+        impl $name {
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// As metrics and events show it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
+
+            /// From a number that came out of the kernel.
+            pub fn from_number(number: u8) -> Option<Self> {
+                Self::ALL.get(usize::from(number)).copied()
+            }
+        }
+    };
+}
+
+named! {
+    /// Where in the kernel something was decided.
+    Hook {
+        Connect4 = "connect4",
+        Connect6 = "connect6",
+        Getpeername4 = "getpeername4",
+        Getpeername6 = "getpeername6",
+        /// Socket events of captured pods.
+        PodSocket = "pod_socket",
+        /// Socket events of the proxy.
+        ProxySocket = "proxy_socket",
+        Getsockopt = "getsockopt",
+    }
+}
+
+named! {
+    /// What the program did.
+    Verdict {
+        /// Left the connection as it was.
+        Pass = "pass",
+        /// Steered it to the proxy, or did a later step of that.
+        Redirect = "redirect",
+        /// Made sure that it fails.
+        Refuse = "refuse",
+    }
+}
+
+named! {
+    /// Why.
+    Reason {
+        /// Nothing stood against capture.
+        Captured = "captured",
+        /// Not TCP: only its original destination is our business.
+        NotTcp = "not_tcp",
+        /// 127.0.0.0/8 or ::1.
+        Loopback = "loopback",
+        /// 0.0.0.0 or ::, which the kernel turns into loopback.
+        Unspecified = "unspecified",
+        Multicast = "multicast",
+        Broadcast = "broadcast",
+        /// fe80::/10: BPF does not see the scope.
+        LinkLocal = "link_local",
+        /// 169.254.169.254, unless the pod captures it.
+        Metadata = "metadata",
+        /// The pod's own address.
+        OwnAddress = "own_address",
+        /// The caller is in a network namespace in which we do not listen.
+        ForeignNetns = "foreign_netns",
+        ExcludedPort = "excluded_port",
+        ExcludedNet = "excluded_net",
+        ExemptCgroup = "exempt_cgroup",
+        /// Bound to an address that is not the pod's (IP_TRANSPARENT or the like).
+        ForeignSource = "foreign_source",
+        /// Bound to a device, but the pod has no address of this family through which the proxy could be reached.
+        NoAddress = "no_address",
+        /// No memory for the socket's storage.
+        NoStorage = "no_storage",
+        /// The pod has too many connections under way.
+        FlowLimit = "flow_limit",
+        /// The table of connections under way is full.
+        FlowsFull = "flows_full",
+        /// The original destination was published for the proxy.
+        Published = "published",
+        /// A connect ended before the proxy had accepted it.
+        Abandoned = "abandoned",
+        /// The original destination was moved to the accepted socket.
+        Accepted = "accepted",
+        /// A connection that no captured socket of this namespace made.
+        NoFlow = "no_flow",
+        /// An original destination was told to the asker.
+        Answered = "answered",
+        /// Asked with a buffer that is too small.
+        BadLength = "bad_length",
+    }
+}
+
+/// How many counters there are for each CPU.
+pub const COUNTERS: u32 = (Hook::COUNT * Verdict::COUNT * Reason::COUNT) as u32;
+
+/// The place of a counter.
+#[inline(always)]
+pub const fn index(hook: Hook, verdict: Verdict, reason: Reason) -> u32 {
+    (hook as u32 * Verdict::COUNT as u32 + verdict as u32) * Reason::COUNT as u32 + reason as u32
+}
+
+/// The counter at a place: [`index`] the other way round.
+pub fn at(index: u32) -> Option<(Hook, Verdict, Reason)> {
+    let index = index as usize;
+    let (rest, reason) = (index / Reason::COUNT, index % Reason::COUNT);
+    let (hook, verdict) = (rest / Verdict::COUNT, rest % Verdict::COUNT);
+    Some((
+        *Hook::ALL.get(hook)?,
+        *Verdict::ALL.get(verdict)?,
+        *Reason::ALL.get(reason)?,
+    ))
+}

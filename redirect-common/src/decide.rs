@@ -1,0 +1,193 @@
+//! What becomes of a `connect()`: pure, so that the kernel, host tests and explanations of a decision share it.
+//!
+//! The order is that of cost: what the destination alone decides comes before the lookup of the pod, and what needs another
+//! lookup only happens for pods that use it.
+
+use crate::{
+    Addr, Reason,
+    maps::{PodEntry, pod_flags},
+};
+
+/// Redirected IPv4 connects go to 127.128.0.0/10: 22 bits tell destinations apart, so that each has the whole range of
+/// source ports, and neither Docker's nor systemd's resolver (127.0.0.x) nor the broadcast address is in it.
+pub const SPREAD_V4: u32 = 0x7f80_0000;
+pub const SPREAD_V4_BITS: u32 = 22;
+
+/// Redirected IPv6 connects go to fd72:6472:6374::/64, which a route in each captured pod makes local. A prefix of our own
+/// (RFC 4193), since IPv6 has one loopback address only.
+pub const SPREAD_V6: [u32; 2] = [0xfd72_6472_u32.to_be(), 0x6374_0000_u32.to_be()];
+pub const SPREAD_V6_PREFIX_LEN: u8 = 64;
+
+/// 169.254.169.254, where clouds serve metadata and credentials.
+const METADATA: u32 = 0xa9fe_a9fe;
+
+/// One call of `connect()` on a TCP socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Connect {
+    pub dst: Addr,
+    /// In host byte order.
+    pub dst_port: u16,
+    /// What the socket is bound to; unspecified if to no address.
+    pub src: Addr,
+    /// What the socket is bound to, in host byte order; 0 if to no port.
+    pub src_port: u16,
+    /// SO_BINDTODEVICE: an interface index, or 0.
+    pub device: u32,
+}
+
+/// What to do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Leave it alone.
+    Pass(Reason),
+    /// Make it fail.
+    Refuse(Reason),
+    /// Send it to the proxy.
+    Redirect(Redirect),
+}
+
+/// Where a captured connect goes instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// Bind the socket to this address first, unless unspecified: the app's `getsockname` then shows the pod's address.
+    pub bind: Addr,
+    pub target: Addr,
+    /// In host byte order.
+    pub port: u16,
+}
+
+/// What is known beyond the [`PodEntry`], asked only if the pod's flags say that there is something to ask.
+pub trait Lookups {
+    fn is_own(&self, pod: u32, addr: &Addr) -> bool;
+    fn is_excluded_port(&self, pod: u32, port: u16) -> bool;
+    fn is_excluded_net(&self, pod: u32, addr: &Addr) -> bool;
+    /// Whether the caller runs in an exempt cgroup or below one.
+    fn is_exempt_caller(&self, pod: u32) -> bool;
+    /// Whether a connection from `own:src_port` to `own:dst_port` exists already.
+    fn is_tuple_taken(&self, own: &Addr, src_port: u16, dst_port: u16) -> bool;
+}
+
+/// Destinations that are never captured, whatever the pod. Cheap: no lookup.
+#[inline(always)]
+pub fn exempt_destination(dst: &Addr) -> Option<Reason> {
+    if dst.is_v4() {
+        let v4 = dst.v4();
+        match v4 >> 24 {
+            127 => Some(Reason::Loopback),
+            0 if v4 == 0 => Some(Reason::Unspecified),
+            224..=239 => Some(Reason::Multicast),
+            255 if v4 == u32::MAX => Some(Reason::Broadcast),
+            _ => None,
+        }
+    } else {
+        let first = u32::from_be(dst.0[0]);
+        match first >> 24 {
+            0xff => Some(Reason::Multicast),
+            0xfe if first >> 22 == 0xfe80 >> 6 => Some(Reason::LinkLocal),
+            0 if dst.is_unspecified() => Some(Reason::Unspecified),
+            0 if dst.is_loopback() => Some(Reason::Loopback),
+            // Local too, and ours: the proxy refuses what has no original destination.
+            0xfd if dst.0[0] == SPREAD_V6[0] && dst.0[1] == SPREAD_V6[1] => Some(Reason::Loopback),
+            _ => None,
+        }
+    }
+}
+
+/// Decides on a connect of a known pod, after [`exempt_destination`] said nothing.
+#[inline(always)]
+pub fn connect(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Decision {
+    if let Some(reason) = exempt_by_pod(pod, call, lookups) {
+        return Decision::Pass(reason);
+    }
+    let unbound = call.src.is_unspecified();
+    if !unbound && !call.src.is_loopback() && !is_own(pod, &call.src, lookups) {
+        return Decision::Refuse(Reason::ForeignSource);
+    }
+    let own = if call.dst.is_v4() { pod.v4 } else { pod.v6 };
+    let has_own = !own.is_unspecified();
+    let port = pod.outbound_port;
+    if call.device != 0 {
+        // A bound device hides loopback from the socket, but not the pod's own address.
+        return match has_own {
+            true => Decision::Redirect(Redirect {
+                bind: Addr::UNSPECIFIED,
+                target: own,
+                port,
+            }),
+            false => Decision::Refuse(Reason::NoAddress),
+        };
+    }
+    if unbound
+        && call.src_port != 0
+        && has_own
+        && !lookups.is_tuple_taken(&own, call.src_port, port)
+    {
+        // Bound to a port alone, it cannot be bound to an address any more, and a loopback target would make the kernel
+        // choose a loopback source; a target of the pod's own address makes it choose that one.
+        return Decision::Redirect(Redirect {
+            bind: Addr::UNSPECIFIED,
+            target: own,
+            port,
+        });
+    }
+    let bind = if unbound && call.src_port == 0 {
+        own
+    } else {
+        Addr::UNSPECIFIED
+    };
+    Decision::Redirect(Redirect {
+        bind,
+        target: spread(&call.dst, call.dst_port),
+        port,
+    })
+}
+
+#[inline(always)]
+fn exempt_by_pod(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Option<Reason> {
+    let has = |flag| pod.flags & flag != 0;
+    if is_own(pod, &call.dst, lookups) {
+        return Some(Reason::OwnAddress);
+    }
+    if call.dst.is_v4() && call.dst.v4() == METADATA && !has(pod_flags::CAPTURE_METADATA) {
+        return Some(Reason::Metadata);
+    }
+    if has(pod_flags::EXCLUDED_PORTS) && lookups.is_excluded_port(pod.pod, call.dst_port) {
+        return Some(Reason::ExcludedPort);
+    }
+    if has(pod_flags::EXCLUDED_NETS) && lookups.is_excluded_net(pod.pod, &call.dst) {
+        return Some(Reason::ExcludedNet);
+    }
+    if has(pod_flags::EXEMPT_CGROUPS) && lookups.is_exempt_caller(pod.pod) {
+        return Some(Reason::ExemptCgroup);
+    }
+    None
+}
+
+#[inline(always)]
+fn is_own(pod: &PodEntry, addr: &Addr, lookups: &impl Lookups) -> bool {
+    *addr == pod.v4
+        || *addr == pod.v6
+        || (pod.flags & pod_flags::MORE_ADDRESSES != 0 && lookups.is_own(pod.pod, addr))
+}
+
+/// The local address that stands for a destination: the same one for the same destination and port.
+#[inline(always)]
+pub fn spread(dst: &Addr, port: u16) -> Addr {
+    // Multiplying by an odd number near 2^64 / golden ratio moves entropy into the upper bits, which are used (Knuth, TAOCP
+    // 6.4). Hashed by words as they lie in memory: no one compares results of machines of different byte order.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+    let hash = pair(dst.0[0], dst.0[1]).wrapping_mul(FACTOR) ^ pair(dst.0[2], dst.0[3]);
+    let hash = (hash ^ hash >> 32 ^ u64::from(port) << 40).wrapping_mul(FACTOR);
+    if dst.is_v4() {
+        Addr::from_v4_be((SPREAD_V4 | (hash >> (64 - SPREAD_V4_BITS)) as u32).to_be())
+    } else {
+        // Never ::, which is the prefix's anycast address.
+        Addr([
+            SPREAD_V6[0],
+            SPREAD_V6[1],
+            (hash >> 32) as u32,
+            (hash as u32) | 1_u32.to_be(),
+        ])
+    }
+}

@@ -1,0 +1,161 @@
+//! Keys and values of the maps. Padding is explicit, since the kernel compares keys byte for byte.
+
+use core::mem::offset_of;
+
+use crate::Addr;
+
+/// How many pods a node can capture. Pod numbers are below this.
+pub const MAX_PODS: u32 = 4096;
+/// How many captured connects of a node may be between `connect()` and accept.
+pub const MAX_FLOWS: u32 = 65_536;
+/// How many of these one pod may hold, so that it cannot take them all.
+pub const MAX_FLOWS_PER_POD: u32 = 8_192;
+pub const MAX_OWN_ADDRESSES: u32 = 16_384;
+pub const MAX_EXCLUDED_PORTS: u32 = 65_536;
+pub const MAX_EXCLUDED_NETS: u32 = 65_536;
+pub const MAX_EXEMPT_CGROUPS: u32 = 16_384;
+/// Size of the ring buffer of events, in bytes.
+pub const EVENTS_BYTES: u32 = 1 << 20;
+
+/// Derives what every type here has.
+macro_rules! map_types {
+    ($($(#[$meta:meta])* pub struct $name:ident { $($(#[$doc:meta])* pub $field:ident: $type:ty,)* } size $size:literal;)*) => {
+        $(
+            $(#[$meta])*
+            #[repr(C)]
+            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+            #[cfg_attr(not(target_arch = "bpf"), derive(bytemuck::Pod, bytemuck::Zeroable))]
+            pub struct $name { $($(#[$doc])* pub $field: $type,)* }
+            const _: () = assert!(size_of::<$name>() == $size);
+        )*
+    };
+}
+
+map_types! {
+    /// `rdr_pods`, keyed by network namespace cookie: what the programs know of a captured pod.
+    pub struct PodEntry {
+        /// The pod's IPv4 address as v4-mapped, or `::` if it has none: source of redirected connects.
+        pub v4: Addr,
+        /// The pod's IPv6 address, or `::`.
+        pub v6: Addr,
+        /// Below [`MAX_PODS`]; indexes `rdr_pending` and starts the keys of the pod's exclusions.
+        pub pod: u32,
+        /// See [`pod_flags`].
+        pub flags: u32,
+        /// How many connects may be under way.
+        pub max_flows: u32,
+        /// Where the proxy listens, in host byte order.
+        pub outbound_port: u16,
+        pub padding: u16,
+    } size 48;
+
+    /// Key of `rdr_own`: an address of the pod, beyond those in its [`PodEntry`].
+    pub struct OwnKey {
+        pub pod: u32,
+        pub addr: Addr,
+    } size 20;
+
+    /// Key of `rdr_xports`.
+    pub struct PortKey {
+        pub pod: u32,
+        /// In host byte order.
+        pub port: u16,
+        pub padding: u16,
+    } size 8;
+
+    /// Key of `rdr_xnets` behind the prefix length, which counts the bits of `pod` too: 32 more than the network's own.
+    pub struct NetKey {
+        pub pod: u32,
+        pub addr: Addr,
+    } size 20;
+
+    /// Key of `rdr_xcgroups`.
+    pub struct CgroupKey {
+        /// The cgroup v2 id: the inode of its directory.
+        pub cgroup: u64,
+        pub pod: u32,
+        pub padding: u32,
+    } size 16;
+
+    /// Key of `rdr_flows`: a connection as both of its ends see it.
+    pub struct FlowKey {
+        pub netns_cookie: u64,
+        pub src: Addr,
+        pub dst: Addr,
+        /// In host byte order.
+        pub src_port: u16,
+        /// In host byte order.
+        pub dst_port: u16,
+        pub padding: u32,
+    } size 48;
+
+    /// Value of `rdr_client`, `rdr_accepted` (both storage of sockets) and `rdr_flows`: where a connection was meant to go.
+    pub struct OrigDstEntry {
+        /// IPv4 as v4-mapped.
+        pub addr: Addr,
+        /// The cgroup v2 id of the task that called `connect()`.
+        pub cgroup: u64,
+        pub netns_cookie: u64,
+        /// Cookie of the connecting socket: only its end may remove what it published.
+        pub owner: u64,
+        /// The pod's number.
+        pub pod: u32,
+        /// In host byte order.
+        pub port: u16,
+        pub padding: u16,
+    } size 48;
+
+    /// The only value of `rdr_settings`.
+    pub struct Settings {
+        /// Not zero: one event per decision.
+        pub events: u32,
+        pub padding: u32,
+    } size 8;
+}
+
+const _: () = assert!(offset_of!(PodEntry, pod) == 32 && offset_of!(PodEntry, outbound_port) == 44);
+const _: () = assert!(offset_of!(FlowKey, dst) == 24 && offset_of!(FlowKey, src_port) == 40);
+const _: () =
+    assert!(offset_of!(OrigDstEntry, owner) == 32 && offset_of!(OrigDstEntry, port) == 44);
+
+/// Bits of [`PodEntry::flags`]: what a pod does not use costs it nothing.
+pub mod pod_flags {
+    /// The pod has entries in `rdr_own`.
+    pub const MORE_ADDRESSES: u32 = 1 << 0;
+    pub const EXCLUDED_PORTS: u32 = 1 << 1;
+    pub const EXCLUDED_NETS: u32 = 1 << 2;
+    pub const EXEMPT_CGROUPS: u32 = 1 << 3;
+    /// 169.254.169.254 is captured too.
+    pub const CAPTURE_METADATA: u32 = 1 << 4;
+}
+
+/// Names of the maps, which are those of their pins.
+pub mod names {
+    pub const PODS: &str = "rdr_pods";
+    pub const PENDING: &str = "rdr_pending";
+    pub const OWN: &str = "rdr_own";
+    pub const EXCLUDED_PORTS: &str = "rdr_xports";
+    pub const EXCLUDED_NETS: &str = "rdr_xnets";
+    pub const EXEMPT_CGROUPS: &str = "rdr_xcgroups";
+    pub const FLOWS: &str = "rdr_flows";
+    pub const CLIENT: &str = "rdr_client";
+    pub const ACCEPTED: &str = "rdr_accepted";
+    pub const SETTINGS: &str = "rdr_settings";
+    pub const COUNTERS: &str = "rdr_counters";
+    pub const EVENTS: &str = "rdr_events";
+
+    pub const ALL: [&str; 12] = [
+        PODS,
+        PENDING,
+        OWN,
+        EXCLUDED_PORTS,
+        EXCLUDED_NETS,
+        EXEMPT_CGROUPS,
+        FLOWS,
+        CLIENT,
+        ACCEPTED,
+        SETTINGS,
+        COUNTERS,
+        EVENTS,
+    ];
+}

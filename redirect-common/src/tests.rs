@@ -1,0 +1,337 @@
+//! Tests of the codecs, layouts and the decision.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use proptest::prelude::*;
+
+use crate::{
+    Addr, Hook, Reason, Verdict, counter,
+    decide::{self, Connect, Decision, Lookups, Redirect},
+    event::Event,
+    maps::{PodEntry, pod_flags},
+};
+
+fn addr(text: &str) -> Addr {
+    text.parse::<IpAddr>().expect("an address").into()
+}
+
+/// What a pod has in its maps.
+#[derive(Default)]
+struct Tables {
+    own: HashSet<IpAddr>,
+    ports: HashSet<u16>,
+    nets: HashSet<IpAddr>,
+    exempt: bool,
+    taken: HashSet<u16>,
+}
+
+impl Lookups for Tables {
+    fn is_own(&self, _pod: u32, addr: &Addr) -> bool {
+        self.own.contains(&addr.to_ip())
+    }
+
+    fn is_excluded_port(&self, _pod: u32, port: u16) -> bool {
+        self.ports.contains(&port)
+    }
+
+    fn is_excluded_net(&self, _pod: u32, addr: &Addr) -> bool {
+        self.nets.contains(&addr.to_ip())
+    }
+
+    fn is_exempt_caller(&self, _pod: u32) -> bool {
+        self.exempt
+    }
+
+    fn is_tuple_taken(&self, _own: &Addr, src_port: u16, _dst_port: u16) -> bool {
+        self.taken.contains(&src_port)
+    }
+}
+
+fn pod(flags: u32) -> PodEntry {
+    PodEntry {
+        v4: addr("10.1.0.2"),
+        v6: addr("fd00:1::2"),
+        flags,
+        outbound_port: 15001,
+        ..PodEntry::default()
+    }
+}
+
+fn call(dst: &str, port: u16) -> Connect {
+    Connect {
+        dst: addr(dst),
+        dst_port: port,
+        src: Addr::UNSPECIFIED,
+        src_port: 0,
+        device: 0,
+    }
+}
+
+#[test]
+fn destinations_that_are_never_captured() {
+    for (dst, reason) in [
+        ("127.0.0.1", Some(Reason::Loopback)),
+        ("127.255.255.254", Some(Reason::Loopback)),
+        ("::ffff:127.0.0.53", Some(Reason::Loopback)),
+        ("::1", Some(Reason::Loopback)),
+        ("fd72:6472:6374::5", Some(Reason::Loopback)),
+        ("fd72:6472:6374:1::5", None),
+        ("0.0.0.0", Some(Reason::Unspecified)),
+        ("::ffff:0.0.0.0", Some(Reason::Unspecified)),
+        ("::", Some(Reason::Unspecified)),
+        ("0.0.0.1", None),
+        ("::2", None),
+        ("224.0.0.1", Some(Reason::Multicast)),
+        ("239.255.255.255", Some(Reason::Multicast)),
+        ("::ffff:224.0.0.1", Some(Reason::Multicast)),
+        ("ff02::1", Some(Reason::Multicast)),
+        ("240.0.0.1", None),
+        ("255.255.255.255", Some(Reason::Broadcast)),
+        ("255.255.255.254", None),
+        ("fe80::1", Some(Reason::LinkLocal)),
+        ("febf::1", Some(Reason::LinkLocal)),
+        ("fec0::1", None),
+        ("169.254.1.1", None),
+        ("126.255.255.255", None),
+        ("128.0.0.1", None),
+        ("10.0.0.1", None),
+        ("2001:db8::1", None),
+    ] {
+        assert_eq!(decide::exempt_destination(&addr(dst)), reason, "{dst}");
+    }
+}
+
+#[test]
+fn exemptions_of_a_pod() {
+    let tables = Tables {
+        own: ["10.1.0.3".parse().unwrap()].into(),
+        ports: [22].into(),
+        nets: ["10.9.0.1".parse().unwrap()].into(),
+        ..Tables::default()
+    };
+    use pod_flags::*;
+    for (dst, port, flags, reason) in [
+        ("10.1.0.2", 80, 0, Some(Reason::OwnAddress)),
+        ("::ffff:10.1.0.2", 80, 0, Some(Reason::OwnAddress)),
+        ("fd00:1::2", 80, 0, Some(Reason::OwnAddress)),
+        ("10.1.0.3", 80, 0, None),
+        ("10.1.0.3", 80, MORE_ADDRESSES, Some(Reason::OwnAddress)),
+        ("169.254.169.254", 80, 0, Some(Reason::Metadata)),
+        ("169.254.169.254", 80, CAPTURE_METADATA, None),
+        ("169.254.169.253", 80, 0, None),
+        ("10.2.0.1", 22, 0, None),
+        ("10.2.0.1", 22, EXCLUDED_PORTS, Some(Reason::ExcludedPort)),
+        ("10.2.0.1", 23, EXCLUDED_PORTS, None),
+        ("10.9.0.1", 80, 0, None),
+        ("10.9.0.1", 80, EXCLUDED_NETS, Some(Reason::ExcludedNet)),
+        (
+            "::ffff:10.9.0.1",
+            80,
+            EXCLUDED_NETS,
+            Some(Reason::ExcludedNet),
+        ),
+    ] {
+        let decision = decide::connect(&pod(flags), &call(dst, port), &tables);
+        match reason {
+            Some(reason) => assert_eq!(decision, Decision::Pass(reason), "{dst}:{port}"),
+            None => assert!(
+                matches!(decision, Decision::Redirect(_)),
+                "{dst}:{port}: {decision:?}"
+            ),
+        }
+    }
+    let exempt = Tables {
+        exempt: true,
+        ..Tables::default()
+    };
+    let decide = |flags| decide::connect(&pod(flags), &call("10.2.0.1", 80), &exempt);
+    assert_eq!(decide(EXEMPT_CGROUPS), Decision::Pass(Reason::ExemptCgroup));
+    assert!(matches!(decide(0), Decision::Redirect(_)));
+}
+
+#[test]
+fn targets_by_what_the_socket_is_bound_to() {
+    let none = Addr::UNSPECIFIED;
+    let tables = Tables {
+        taken: [6000].into(),
+        ..Tables::default()
+    };
+    let spread4 = decide::spread(&addr("10.2.0.1"), 80);
+    let spread6 = decide::spread(&addr("fd00:2::1"), 80);
+    let (own4, own6) = (addr("10.1.0.2"), addr("fd00:1::2"));
+    // destination, bound address, bound port, device → address to bind, target
+    for (dst, src, src_port, device, expected) in [
+        ("10.2.0.1", "0.0.0.0", 0, 0, Ok((own4, spread4))),
+        ("fd00:2::1", "::", 0, 0, Ok((own6, spread6))),
+        ("10.2.0.1", "10.1.0.2", 0, 0, Ok((none, spread4))),
+        ("10.2.0.1", "10.1.0.2", 5000, 0, Ok((none, spread4))),
+        ("10.2.0.1", "127.0.0.1", 0, 0, Ok((none, spread4))),
+        ("fd00:2::1", "fd00:1::2", 0, 0, Ok((none, spread6))),
+        ("10.2.0.1", "0.0.0.0", 5000, 0, Ok((none, own4))),
+        ("fd00:2::1", "::", 5000, 0, Ok((none, own6))),
+        ("10.2.0.1", "0.0.0.0", 6000, 0, Ok((none, spread4))),
+        ("10.2.0.1", "0.0.0.0", 0, 2, Ok((none, own4))),
+        ("fd00:2::1", "::", 0, 2, Ok((none, own6))),
+        ("10.2.0.1", "10.7.7.7", 0, 0, Err(Reason::ForeignSource)),
+        ("fd00:2::1", "fd00:7::7", 0, 0, Err(Reason::ForeignSource)),
+    ] {
+        let call = Connect {
+            src: addr(src),
+            src_port,
+            device,
+            ..call(dst, 80)
+        };
+        let expected = match expected {
+            Ok((bind, target)) => Decision::Redirect(Redirect {
+                bind,
+                target,
+                port: 15001,
+            }),
+            Err(reason) => Decision::Refuse(reason),
+        };
+        assert_eq!(
+            decide::connect(&pod(0), &call, &tables),
+            expected,
+            "{dst} from {src}:{src_port}%{device}"
+        );
+    }
+}
+
+#[test]
+fn a_pod_without_an_address_of_the_family() {
+    let pod = PodEntry {
+        v6: Addr::UNSPECIFIED,
+        ..pod(0)
+    };
+    let plain = call("fd00:2::1", 80);
+    let target = decide::spread(&plain.dst, 80);
+    let redirect = Decision::Redirect(Redirect {
+        bind: Addr::UNSPECIFIED,
+        target,
+        port: 15001,
+    });
+    assert_eq!(decide::connect(&pod, &plain, &Tables::default()), redirect);
+    let with_port = Connect {
+        src_port: 5000,
+        ..plain
+    };
+    assert_eq!(
+        decide::connect(&pod, &with_port, &Tables::default()),
+        redirect
+    );
+    let with_device = Connect { device: 2, ..plain };
+    assert_eq!(
+        decide::connect(&pod, &with_device, &Tables::default()),
+        Decision::Refuse(Reason::NoAddress)
+    );
+}
+
+#[test]
+fn spread_keeps_neighbours_apart() {
+    let mut seen = HashMap::new();
+    for host in 0..=255_u8 {
+        for port in [80, 443, 8080, 5432] {
+            let target = decide::spread(&Ipv4Addr::new(10, 0, 0, host).into(), port);
+            *seen.entry(target.to_ip()).or_insert(0) += 1;
+        }
+    }
+    // 1,024 into 4 million places: a chance of 12 % for one pair, and none for many.
+    assert!(seen.len() >= 1020, "{} places", seen.len());
+}
+
+#[test]
+fn counters_have_one_place_each() {
+    let mut places = HashSet::new();
+    for &hook in Hook::ALL {
+        for &verdict in Verdict::ALL {
+            for &reason in Reason::ALL {
+                let index = counter::index(hook, verdict, reason);
+                assert!(index < counter::COUNTERS && places.insert(index));
+                assert_eq!(counter::at(index), Some((hook, verdict, reason)));
+            }
+        }
+    }
+    assert_eq!(counter::at(counter::COUNTERS), None);
+}
+
+#[test]
+fn events_of_another_version_have_no_names() {
+    assert!(
+        Event {
+            reason: Reason::COUNT as u8,
+            ..Event::default()
+        }
+        .names()
+        .is_none()
+    );
+    assert_eq!(
+        Event::default().names(),
+        Some((Hook::Connect4, Verdict::Pass, Reason::Captured))
+    );
+}
+
+fn any_pod() -> impl Strategy<Value = PodEntry> {
+    (any::<u32>(), any::<u32>(), any::<u128>(), any::<u16>()).prop_map(
+        |(v4, flags, v6, outbound_port)| PodEntry {
+            v4: Ipv4Addr::from_bits(v4).into(),
+            v6: Ipv6Addr::from_bits(v6).into(),
+            flags,
+            outbound_port,
+            ..PodEntry::default()
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn v4_and_v4_mapped_are_one_address(bits: u32) {
+        let v4 = Ipv4Addr::from_bits(bits);
+        let canonical = Addr::from(v4);
+        prop_assert_eq!(canonical, Addr::from(v4.to_ipv6_mapped()));
+        prop_assert_eq!(canonical.to_ip(), IpAddr::V4(v4));
+        prop_assert_eq!(canonical.v4(), bits);
+        prop_assert_eq!(Addr::from_v4_be(bits.to_be()), canonical);
+        prop_assert_eq!(canonical.is_loopback(), v4.is_loopback());
+        prop_assert_eq!(canonical.is_unspecified(), v4.is_unspecified());
+    }
+
+    #[test]
+    fn v6_survives_the_round_trip(bits: u128) {
+        let v6 = Ipv6Addr::from_bits(bits);
+        let encoded = Addr::from(v6);
+        prop_assert_eq!(encoded.octets(), v6.octets());
+        prop_assert_eq!(encoded.to_ip(), IpAddr::V6(v6).to_canonical());
+        prop_assert_eq!(bytemuck::bytes_of(&encoded), &v6.octets()[..]);
+        prop_assert_eq!(encoded.is_loopback(), v6.is_loopback());
+    }
+
+    #[test]
+    fn spread_stays_in_its_family_and_prefix(v4: u32, v6: u128, port: u16) {
+        match decide::spread(&Ipv4Addr::from_bits(v4).into(), port).to_ip() {
+            IpAddr::V4(ip) => prop_assert_eq!((ip.octets()[0], ip.octets()[1] & 0xc0), (127, 128)),
+            IpAddr::V6(ip) => prop_assert!(false, "{}", ip),
+        }
+        let v6 = Ipv6Addr::from_bits(v6);
+        prop_assume!(v6.to_ipv4_mapped().is_none());
+        let target = decide::spread(&v6.into(), port);
+        prop_assert_eq!(&target.octets()[..8], &[0xfd, 0x72, 0x64, 0x72, 0x63, 0x74, 0, 0]);
+        prop_assert_eq!(decide::exempt_destination(&target), Some(Reason::Loopback));
+    }
+
+    /// Whatever the socket and the pod, a captured connect goes to a local address of the destination's family.
+    #[test]
+    fn a_redirect_never_leaves_the_pod(pod in any_pod(), v4: u32, v6: u128, use_v4: bool, src_port: u16, device in 0..3_u32) {
+        let dst = if use_v4 { Ipv4Addr::from_bits(v4).into() } else { Addr::from(Ipv6Addr::from_bits(v6)) };
+        prop_assume!(decide::exempt_destination(&dst).is_none());
+        let call = Connect { dst, dst_port: 80, src: Addr::UNSPECIFIED, src_port, device };
+        if let Decision::Redirect(redirect) = decide::connect(&pod, &call, &Tables::default()) {
+            let own = redirect.target == pod.v4 || redirect.target == pod.v6;
+            prop_assert!(own || decide::exempt_destination(&redirect.target) == Some(Reason::Loopback));
+            prop_assert_eq!(redirect.target.is_v4(), dst.is_v4());
+            prop_assert!(redirect.bind.is_unspecified() || redirect.bind.is_v4() == dst.is_v4());
+        }
+    }
+}
