@@ -1,1 +1,46 @@
-//! Testbed of nodes and pods.
+//! Testbed of nodes and pods: network namespaces, veths, bridges and child cgroups, with the real daemon and real apps.
+//!
+//! ```no_run
+//! use redirect_tests::Testbed;
+//!
+//! let bed = Testbed::new();
+//! let (a, b) = (bed.node("a"), bed.node("b"));
+//! let (client, server) = (a.pod("client"), b.pod("server"));
+//! bed.workloads().hbone(&client).hbone(&server).write();
+//! let _daemon_a = a.daemon().capture(&client).start();
+//! let _daemon_b = b.daemon().capture(&server).start();
+//! let echo = server.app(["serve", "--listen", "[::]:8080"]);
+//! echo.event("listening");
+//! let app = client.app(["connect", &server.at(8080).to_string(), "send:hello\n", "recv-line"]);
+//! assert_eq!(app.event("received").text(), "hello");
+//! ```
+//!
+//! Everything has a name that starts with the [`RunId`] of its testbed, is removed when the [`Testbed`] is dropped (also
+//! by a panic), and is swept by the next test process when its maker was killed. Only what is below those names is ever
+//! touched. Nothing here needs addresses or interfaces of the machine itself.
+
+mod binaries;
+pub mod cgroup;
+mod daemon;
+mod http;
+pub mod leftovers;
+mod mesh;
+mod metrics;
+pub mod namespace;
+mod process;
+mod run_id;
+pub mod sys;
+mod testbed;
+mod wait;
+mod workloads;
+
+pub use binaries::{app_binary, redirect_binary};
+pub use daemon::{Daemon, DaemonSpec};
+pub use http::{Response, get};
+pub use mesh::{Mesh, MeshBuilder};
+pub use metrics::Metrics;
+pub use process::{App, Event, Process};
+pub use run_id::RunId;
+pub use testbed::{Node, Pod, Testbed};
+pub use wait::{eventually, wait_until};
+pub use workloads::Workloads;

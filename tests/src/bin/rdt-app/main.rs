@@ -1,0 +1,95 @@
+//! What runs inside pods: small clients and servers with exact socket behaviour. One JSON event per line on standard output.
+
+mod connect;
+mod enter;
+mod many;
+mod serve;
+
+use std::{io, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use redirect_tests::{Testbed, leftovers};
+use serde_json::{Value, json};
+
+#[derive(Parser)]
+#[command(about = "Clients and servers of redirect's testbed")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Join a cgroup and a network namespace, then become another program.
+    Enter(enter::Args),
+    /// Listen and treat each connection in one way.
+    Serve(serve::Args),
+    /// One connection, made and used step by step.
+    Connect(connect::Args),
+    /// Many connections at once, each echoed on and held.
+    Many(many::Args),
+    /// List what dead testbeds left; fails if there is anything.
+    Leftovers,
+    /// Make a testbed, print its id and wait to be killed.
+    LeaveATestbed,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Enter(args) => enter::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Connect(args) => connect::run(args),
+        Command::Many(args) => many::run(args),
+        Command::Leftovers => leftovers(),
+        Command::LeaveATestbed => leave_a_testbed(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rdt-app: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn leftovers() -> anyhow::Result<()> {
+    let found = leftovers::stale();
+    found.iter().for_each(|line| println!("{line}"));
+    anyhow::ensure!(
+        found.is_empty(),
+        "{} leftovers of dead testbeds",
+        found.len()
+    );
+    Ok(())
+}
+
+fn leave_a_testbed() -> anyhow::Result<()> {
+    let bed = Testbed::new();
+    let node = bed.node("a");
+    let pod = node.pod("p");
+    node.daemon().mount_bpffs();
+    let app = pod.app(["serve", "--listen", "0.0.0.0:80"]);
+    app.event("listening");
+    println!("{}", bed.id());
+    io::stdin().read_line(&mut String::new())?;
+    Ok(())
+}
+
+/// Prints one event.
+fn emit(event: &str, mut fields: Value) {
+    fields["event"] = Value::from(event);
+    println!("{fields}");
+}
+
+/// The fields that describe a failed call.
+fn failure(call: &str, error: &io::Error) -> Value {
+    json!({ "call": call, "errno": error.raw_os_error().unwrap_or(0), "name": error_name(error), "text": error.to_string() })
+}
+
+/// `ECONNREFUSED` and the like.
+fn error_name(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => format!("{:?}", nix::errno::Errno::from_raw(number)),
+        None => format!("{:?}", error.kind()),
+    }
+}

@@ -1,0 +1,120 @@
+//! Finding and removing what testbeds made: the same code serves `Drop`, the sweep at start and the final check.
+
+use std::{collections::BTreeSet, env, fs, path::PathBuf};
+
+use nix::mount::{MntFlags, umount2};
+
+use crate::{cgroup, namespace, run_id::RunId};
+
+/// What there is of testbeds whose maker is dead, one line each.
+pub fn stale() -> Vec<String> {
+    let mut found = Vec::new();
+    for id in ids().into_iter().filter(|id| !id.is_alive()) {
+        found.extend(
+            namespaces(&id)
+                .into_iter()
+                .map(|name| format!("network namespace {name}")),
+        );
+        found.extend(
+            mounts(&id)
+                .into_iter()
+                .map(|path| format!("mount {}", path.display())),
+        );
+        for path in [cgroup_root(&id), directory(&id)] {
+            if path.exists() {
+                found.push(format!("directory {}", path.display()));
+            }
+        }
+    }
+    found
+}
+
+/// Removes everything of dead makers; returns what could not be removed.
+pub fn sweep() -> Vec<String> {
+    ids()
+        .into_iter()
+        .filter(|id| !id.is_alive())
+        .flat_map(|id| remove(&id))
+        .collect()
+}
+
+/// Removes everything of `id`: processes, then mounts with their pins, cgroups, namespaces, files. Goes on after an error;
+/// returns what failed.
+pub fn remove(id: &RunId) -> Vec<String> {
+    let mut failed = Vec::new();
+    let mut note = |what: String, result: Result<(), String>| {
+        if let Err(error) = result {
+            failed.push(format!("{what}: {error}"));
+        }
+    };
+    let root = cgroup_root(id);
+    if root.exists() {
+        note(
+            format!("kill processes in {}", root.display()),
+            cgroup::kill_all(&root).map_err(|e| e.to_string()),
+        );
+    }
+    for path in mounts(id).into_iter().rev() {
+        let unmounted = umount2(&path, MntFlags::MNT_DETACH).map_err(|e| e.to_string());
+        note(format!("unmount {}", path.display()), unmounted);
+    }
+    if root.exists() {
+        note(
+            format!("remove cgroup {}", root.display()),
+            cgroup::remove(&root).map_err(|e| e.to_string()),
+        );
+    }
+    for name in namespaces(id) {
+        let deleted = namespace::delete(&name);
+        note(format!("delete namespace {name}"), deleted);
+    }
+    let directory = directory(id);
+    if directory.exists() {
+        let removed = fs::remove_dir_all(&directory).map_err(|e| e.to_string());
+        note(format!("remove {}", directory.display()), removed);
+    }
+    failed
+}
+
+/// The cgroup that holds all processes of a testbed.
+pub fn cgroup_root(id: &RunId) -> PathBuf {
+    cgroup::mount_point().join(id.as_str())
+}
+
+/// The directory of a testbed's files.
+pub fn directory(id: &RunId) -> PathBuf {
+    env::temp_dir().join(id.as_str())
+}
+
+fn ids() -> BTreeSet<RunId> {
+    let in_dir = |dir: PathBuf| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect::<Vec<_>>()
+    };
+    let mut names = namespace::names();
+    names.extend(in_dir(cgroup::mount_point()));
+    names.extend(in_dir(env::temp_dir()));
+    names.iter().filter_map(|name| RunId::of(name)).collect()
+}
+
+fn namespaces(id: &RunId) -> Vec<String> {
+    namespace::names()
+        .into_iter()
+        .filter(|name| RunId::of(name).as_ref() == Some(id))
+        .collect()
+}
+
+/// Mounts below the testbed's directory, in the order in which they were made.
+fn mounts(id: &RunId) -> Vec<PathBuf> {
+    let directory = directory(id);
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo is readable");
+    let points = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from);
+    points
+        .filter(|point| point.starts_with(&directory))
+        .collect()
+}

@@ -1,0 +1,116 @@
+//! The scenario that most tests want: a client pod on one node, a server pod on another, both captured.
+
+use serde_json::{Value, json};
+
+use crate::{
+    daemon::{Daemon, DaemonSpec},
+    testbed::{Node, Pod, Testbed},
+    workloads::{Workloads, merge},
+};
+
+/// Two nodes `a` and `b`; pod `client` on `a`, pod `server` on `b`, and `outsider` on `b`, which is in no mesh.
+#[derive(Debug)]
+pub struct Mesh {
+    pub daemon_a: Daemon,
+    pub daemon_b: Daemon,
+    pub client: Pod,
+    pub server: Pod,
+    pub outsider: Pod,
+    pub a: Node,
+    pub b: Node,
+    pub workloads: Workloads,
+    // Last, so that it outlives what runs in it.
+    pub bed: Testbed,
+}
+
+/// Differences from the plain scenario.
+#[derive(Debug)]
+pub struct MeshBuilder {
+    config_a: Value,
+    config_b: Value,
+    client: Value,
+    server: Value,
+}
+
+impl Mesh {
+    /// The scenario without differences, both daemons ready.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::builder().start()
+    }
+
+    pub fn builder() -> MeshBuilder {
+        MeshBuilder {
+            config_a: json!({}),
+            config_b: json!({}),
+            client: json!({}),
+            server: json!({}),
+        }
+    }
+}
+
+impl MeshBuilder {
+    /// Merges `fields` into both daemons' configuration.
+    #[must_use]
+    pub fn config(self, fields: Value) -> Self {
+        self.config_a(fields.clone()).config_b(fields)
+    }
+
+    #[must_use]
+    pub fn config_a(mut self, fields: Value) -> Self {
+        merge(&mut self.config_a, fields);
+        self
+    }
+
+    #[must_use]
+    pub fn config_b(mut self, fields: Value) -> Self {
+        merge(&mut self.config_b, fields);
+        self
+    }
+
+    /// Options of the pod `client`.
+    #[must_use]
+    pub fn client(mut self, fields: Value) -> Self {
+        merge(&mut self.client, fields);
+        self
+    }
+
+    /// Options of the pod `server`.
+    #[must_use]
+    pub fn server(mut self, fields: Value) -> Self {
+        merge(&mut self.server, fields);
+        self
+    }
+
+    #[track_caller]
+    pub fn start(self) -> Mesh {
+        self.start_with(|_, _| {})
+    }
+
+    /// As `start`; `prepare` may change the pods (sysctls, cgroups) before any daemon runs.
+    #[track_caller]
+    pub fn start_with(self, prepare: impl FnOnce(&Pod, &Pod)) -> Mesh {
+        let bed = Testbed::new();
+        let (a, b) = (bed.node("a"), bed.node("b"));
+        let (client, server, outsider) = (a.pod("client"), b.pod("server"), b.pod("outsider"));
+        prepare(&client, &server);
+        let workloads = bed.workloads().hbone(&client).hbone(&server);
+        workloads.write();
+        let start = |spec: DaemonSpec, pod: &Pod, options: Value, config: Value| {
+            spec.capture_with(pod, options).config(config).start()
+        };
+        let daemon_a = start(a.daemon(), &client, self.client, self.config_a);
+        let daemon_b = start(b.daemon(), &server, self.server, self.config_b);
+        Mesh {
+            daemon_a,
+            daemon_b,
+            client,
+            server,
+            outsider,
+            a,
+            b,
+            workloads,
+            bed,
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The one system call of the tests that no safe wrapper has.
+
+use std::{io, mem, os::fd::AsRawFd};
+
+use nix::libc;
+
+/// Dissolves a TCP socket's association: `connect` with `AF_UNSPEC`, after which it may connect elsewhere.
+pub fn disconnect(socket: &impl AsRawFd) -> io::Result<()> {
+    let unspecified = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let length = mem::size_of_val(&unspecified) as libc::socklen_t;
+    // SAFETY: `unspecified` outlives the call, which reads `length` bytes of it and writes nothing.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &unspecified, length) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
