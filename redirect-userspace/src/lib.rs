@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod buffer;
 pub mod capture;
 pub mod cli;
 pub mod config;

@@ -1,1 +1,77 @@
-//! (see the design)
+//! The daemon's HTTP endpoints: `/metrics` for Prometheus, `/healthz/ready` for probes.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use tokio::net::TcpListener;
+
+use crate::{config::AdminConfig, telemetry::Metrics};
+
+/// Whether the daemon has done what it was started for; one pod's failure does not count.
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Release);
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("listen on {address} for {what}: {source}; another daemon on this node? set {field} to another address or to null")]
+pub struct AdminError {
+    what: &'static str,
+    field: &'static str,
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// Starts the endpoints that are configured; they run as tasks of the current runtime.
+pub async fn start(config: &AdminConfig, metrics: Arc<Metrics>, readiness: Readiness) -> Result<(), AdminError> {
+    if let Some(address) = config.metrics {
+        let listener = bind(address, "metrics", "admin.metrics").await?;
+        serve(listener, Router::new().route("/metrics", get(render)).with_state(metrics));
+    }
+    if let Some(address) = config.readiness {
+        let listener = bind(address, "readiness", "admin.readiness").await?;
+        serve(listener, Router::new().route("/healthz/ready", get(ready)).with_state(readiness));
+    }
+    Ok(())
+}
+
+async fn bind(address: SocketAddr, what: &'static str, field: &'static str) -> Result<TcpListener, AdminError> {
+    TcpListener::bind(address).await.map_err(|source| AdminError { what, field, address, source })
+}
+
+fn serve(listener: TcpListener, router: Router) {
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "an admin endpoint ended");
+        }
+    });
+}
+
+async fn render(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.render())
+}
+
+async fn ready(State(readiness): State<Readiness>) -> impl IntoResponse {
+    if readiness.get() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
+}

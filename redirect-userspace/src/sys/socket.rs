@@ -1,1 +1,95 @@
-//! Socket options that the standard library does not have.
+//! Sockets with the options that capture and transparent proxying need. No `unsafe`: socket2 has them all.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use super::netns::Netns;
+
+/// Longest queue of connections that wait for `accept`; the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// How a client socket is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ClientOptions {
+    /// Source address, with any port.
+    pub bind: Option<IpAddr>,
+    /// Allow a source address that is not local (`IP_TRANSPARENT`).
+    pub transparent: bool,
+    /// Firewall mark of all packets (`SO_MARK`).
+    pub mark: Option<u32>,
+}
+
+/// A listener on all addresses of `netns`: dual stack, or IPv4 alone where IPv6 is switched off.
+///
+/// Accepted sockets inherit `TCP_NODELAY` and keepalive. One listener serves all workers: the members of an `SO_REUSEPORT`
+/// group could be joined by any process of the same uid in the pod, which would then take its share of the connections.
+pub fn listen(netns: &Netns, port: u16) -> io::Result<std::net::TcpListener> {
+    netns.run(|| {
+        let dual = listener(Domain::IPV6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+        match dual {
+            Err(error) if no_ipv6(&error) => listener(Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
+            other => other,
+        }
+    })?
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL))
+}
+
+fn listener(domain: Domain, address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(false)?;
+    }
+    // Lets a restarted daemon listen while connections of the last one are in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    keepalive(&SockRef::from(&socket))?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A connection that vanished without a word (pod killed, node lost) is noticed within minutes.
+fn keepalive(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(180)).with_interval(Duration::from_secs(30)))
+}
+
+/// A nonblocking client socket in `netns`, not connected yet. Leaves the calling thread inside `netns`.
+pub fn client(netns: &Netns, destination: SocketAddr, options: ClientOptions) -> io::Result<Socket> {
+    netns.enter()?;
+    let socket = Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    keepalive(&SockRef::from(&socket))?;
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    if options.transparent {
+        // The level SOL_IP serves IPv6 sockets too: both families share the flag (`inet_sock.transparent`).
+        socket.set_ip_transparent_v4(true)?;
+    }
+    if let Some(ip) = options.bind {
+        // The port is chosen at connect, so that it only has to be unique for the destination.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true).map_err(io::Error::from)?;
+        socket.bind(&SocketAddr::new(ip, 0).into())?;
+    }
+    Ok(socket)
+}
+
+/// Makes the close of `socket` a reset, so that its peer sees an error and not an end of data.
+pub fn reset_on_close(socket: &impl std::os::fd::AsFd) {
+    // Fails only for a descriptor that is no TCP socket.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// A v4-mapped IPv6 address as the IPv4 address that it stands for.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

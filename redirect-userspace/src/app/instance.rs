@@ -1,0 +1,89 @@
+//! One daemon at a time: a locked file in the state directory.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+const LOCK: &str = "lock";
+
+/// Held for the daemon's lifetime; the kernel releases it however the daemon ends.
+pub struct Instance {
+    _lock: File,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    #[error("{call} {}: {source}", path.display())]
+    Io { call: &'static str, path: PathBuf, source: io::Error },
+    #[error("another daemon (pid {pid}) uses {}; stop it, or give this one another stateDir", path.display())]
+    Taken { pid: String, path: PathBuf },
+}
+
+impl Instance {
+    /// Makes the directory if it is missing, for root alone, and takes the lock in it.
+    pub fn claim(state_dir: &Path) -> Result<Self, InstanceError> {
+        let io = |call, path: &Path| {
+            let path = path.to_owned();
+            move |source| InstanceError::Io { call, path, source }
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(io("create", state_dir))?;
+        let path = state_dir.join(LOCK);
+        let mut lock = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(io("open", &path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                // Only for the message.
+                let _ = lock.read_to_string(&mut pid);
+                return Err(InstanceError::Taken { pid: pid.trim().to_owned(), path: state_dir.to_owned() });
+            }
+            Err(TryLockError::Error(source)) => return Err(io("lock", &path)(source)),
+        }
+        let write = || -> io::Result<()> {
+            lock.set_len(0)?;
+            lock.rewind()?;
+            writeln!(lock, "{}", std::process::id())
+        };
+        { write }().map_err(io("write", &path))?;
+        Ok(Self { _lock: lock })
+    }
+}
+
+/// Removes the lock file, and the directory if nothing else is in it.
+pub fn remove(state_dir: &Path) -> io::Result<()> {
+    for result in [fs::remove_file(state_dir.join(LOCK)), fs::remove_dir(state_dir)] {
+        match result {
+            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_daemon_is_told_who_has_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let first = Instance::claim(&state).unwrap();
+        let error = Instance::claim(&state).err().unwrap().to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        drop(first);
+        drop(Instance::claim(&state).unwrap());
+        remove(&state).unwrap();
+        assert!(!state.exists());
+        remove(&state).unwrap();
+    }
+}

@@ -1,0 +1,112 @@
+//! The daemon: puts its parts together, captures the configured pods, and lets go in order.
+
+mod instance;
+mod pods;
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::{instance::Instance, pods::Pods};
+use crate::{
+    admin::{self, Readiness},
+    capture,
+    config::{Backend, Config},
+    identity::{self, IdentityStore, SystemClock, tls::TlsConfigs},
+    orig_dst::{Chain, SoOriginalDst},
+    proxy::{self, Shared, Workers},
+    sys::cgroup,
+    telemetry::{Direction, Metrics},
+    workload::WorkloadStore,
+};
+
+/// Runs until SIGTERM or SIGINT, then drains.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let _instance = Instance::claim(&config.state_dir)?;
+    // Before any thread exists: threads started earlier would stay in the old cgroup.
+    let cgroup = match config.capture.backend {
+        Backend::Ebpf => Some(cgroup::own(config.capture.cgroup.as_deref()).context("find a cgroup of the daemon's own")?),
+        Backend::None => None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(daemon(config, cgroup.as_deref()))
+}
+
+async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let clock = Arc::new(SystemClock);
+    let source = identity::source::from_config(&config.identity, &config.trust_domain, clock.clone())?;
+    let identities = IdentityStore::new(source, clock)?;
+    tokio::spawn(identities.clone().run());
+
+    let workloads = WorkloadStore::new();
+    tokio::spawn(workloads.clone().watch(config.workloads.clone()));
+
+    let mut capture = capture::open(&config.capture, cgroup)?;
+    let mut metrics = Metrics::new(&config.node);
+    metrics.register(capture.counters(), workloads.clone(), identities.clone());
+    let metrics = Arc::new(metrics);
+    metrics.dev_ca.set(identities.is_dev_ca().into());
+
+    let readiness = Readiness::default();
+    admin::start(&config.admin, metrics.clone(), readiness.clone()).await?;
+    capture.start_events();
+
+    let shared = Arc::new(Shared {
+        proxy: config.proxy.clone(),
+        hbone: config.hbone.clone(),
+        network: config.network.clone(),
+        cluster_id: config.cluster_id.clone(),
+        orig_dst: Chain::new(vec![capture.resolver(), Arc::new(SoOriginalDst)], &proxy::PORTS),
+        workloads,
+        tls: TlsConfigs::new(identities.clone(), &config.trust_domain),
+        identities,
+        outbound: metrics.traffic(Direction::outbound),
+        inbound: metrics.traffic(Direction::inbound),
+        metrics: metrics.clone(),
+    });
+    let workers = Workers::start(config.workers, &shared)?;
+    let mut pods = Pods::new(shared, capture, &config.state_dir);
+    pods.remove_stale(&config.pods);
+    let failed = pods.add_all(config.pods, &workers).await;
+    metrics.pods.set(pods.len() as i64);
+    metrics.pods_failed.set(failed as i64);
+    readiness.set(true);
+    tracing::info!(
+        target: "redirect",
+        pods = pods.len(), failed, node = config.node, workers = config.workers, backend = pods.backend(), "ready"
+    );
+
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!(target: "redirect", limit = ?config.proxy.drain, "SIGTERM: draining"),
+        _ = interrupt.recv() => tracing::info!(target: "redirect", limit = ?config.proxy.drain, "SIGINT: draining"),
+    }
+    readiness.set(false);
+    // Certificates, workload data and metrics go on while connections finish; a second signal ends the wait.
+    let drained = tokio::task::spawn_blocking(move || workers.drain());
+    tokio::select! {
+        result = drained => result.context("drain the workers")?,
+        _ = terminate.recv() => tracing::warn!(target: "redirect", "second signal: not waiting any longer"),
+        _ = interrupt.recv() => tracing::warn!(target: "redirect", "second signal: not waiting any longer"),
+    }
+    if config.capture.detach_on_exit {
+        pods.clean_all();
+    } else if config.capture.backend != Backend::None {
+        tracing::info!(target: "redirect", pods = pods.len(), "capture stays: connections of these pods are refused until a daemon runs again; `redirect uninstall` lets go");
+    }
+    tracing::info!(target: "redirect", "stopped");
+    Ok(())
+}
+
+/// Lets go of everything that a daemon with these directories left on the node, whether it runs or not.
+pub fn uninstall(bpffs: &Path, state_dir: &Path) -> anyhow::Result<()> {
+    let _instance = Instance::claim(state_dir).context("stop the daemon first")?;
+    let capture = capture::uninstall(bpffs).context("remove the pinned programs and maps");
+    let pods = pods::clean_recorded(state_dir).context("remove the routes in the pods' namespaces");
+    drop(_instance);
+    let instance = instance::remove(state_dir).context("remove the state directory");
+    capture.and(pods).and(instance)
+}

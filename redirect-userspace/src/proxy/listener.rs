@@ -1,0 +1,70 @@
+//! The listeners of one pod, and the loop that accepts on one of them.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use redirect_common::ports;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+use super::PodContext;
+use crate::sys::{netns::Netns, socket};
+
+/// What the proxy listens on in a pod, or may: never the destination of a connection that it makes.
+pub const PORTS: [u16; 7] = [
+    ports::ADMIN,
+    ports::OUTBOUND,
+    ports::INBOUND_PLAINTEXT,
+    ports::INBOUND_HBONE,
+    ports::METRICS,
+    ports::READINESS,
+    ports::DNS,
+];
+
+/// The listening sockets of a pod. All workers accept on clones of the same sockets.
+pub struct Listeners {
+    pub outbound: std::net::TcpListener,
+    pub hbone: std::net::TcpListener,
+}
+
+impl Listeners {
+    /// Listens inside `netns`; an error names the port.
+    pub fn open(netns: &Netns) -> Result<Self, (u16, io::Error)> {
+        let listen = |port| socket::listen(netns, port).map_err(|error| (port, error));
+        Ok(Self { outbound: listen(ports::OUTBOUND)?, hbone: listen(ports::INBOUND_HBONE)? })
+    }
+
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { outbound: self.outbound.try_clone()?, hbone: self.hbone.try_clone()? })
+    }
+}
+
+/// After an error that will come again at once (no descriptors, no memory), accepting pauses for this long.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts until `stop` turns true, handing each connection to `handle`, which must not wait.
+pub async fn accept_loop(
+    listener: TcpListener,
+    context: Arc<PodContext>,
+    mut stop: watch::Receiver<bool>,
+    handle: impl Fn(TcpStream, SocketAddr),
+) {
+    let handle = Rc::new(handle);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(|&stop| stop) => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, client)) => handle(stream, socket::canonical(client)),
+            // The client was gone before we came to it: says nothing about the next one.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!(pod = %context.pod.uid, %error, "cannot accept connections; is `nofile` too low?");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
