@@ -43,7 +43,7 @@ pub fn decided(
         reason: reason as u8,
         padding: [0; 5],
     };
-    if let Some(mut slot) = EVENTS.reserve(0) {
+    if let Some(mut slot) = EVENTS.reserve_untyped::<Event>(0) {
         slot.write(event);
         slot.submit(0);
     }

@@ -10,7 +10,6 @@ use aya_ebpf::{
 };
 use redirect_common::{
     counter,
-    event::Event,
     maps::{
         CgroupKey, EVENTS_BYTES, FlowKey, MAX_EXCLUDED_NETS, MAX_EXCLUDED_PORTS,
         MAX_EXEMPT_CGROUPS, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_PODS, NetKey, OrigDstEntry, OwnKey,
@@ -61,8 +60,9 @@ static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map(name = "rdr_counters")]
 pub static COUNTERS: PerCpuArray<u64, { counter::COUNTERS as usize }> = PerCpuArray::new();
 
+/// Entries are `redirect_common::event::Event`. Without a value type in the definition, libbpf can load the object too.
 #[btf_map(name = "rdr_events")]
-pub static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+pub static EVENTS: RingBuf<(), { EVENTS_BYTES as usize }> = RingBuf::new();
 
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {
