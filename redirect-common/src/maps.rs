@@ -8,7 +8,7 @@ use crate::Addr;
 pub const MAX_PODS: u32 = 4096;
 /// How many captured connects of a node may be between `connect()` and accept.
 pub const MAX_FLOWS: u32 = 65_536;
-/// How many of these one pod may hold, so that it cannot take them all.
+/// What a daemon sets as [`Settings::max_flows_per_pod`].
 pub const MAX_FLOWS_PER_POD: u32 = 8_192;
 pub const MAX_OWN_ADDRESSES: u32 = 16_384;
 pub const MAX_EXCLUDED_PORTS: u32 = 65_536;
@@ -42,12 +42,10 @@ map_types! {
         pub pod: u32,
         /// See [`pod_flags`].
         pub flags: u32,
-        /// How many connects may be under way.
-        pub max_flows: u32,
         /// Where the proxy listens, in host byte order.
         pub outbound_port: u16,
         pub padding: u16,
-    } size 48;
+    } size 44;
 
     /// Key of `rdr_own`: an address of the pod, beyond those in its [`PodEntry`].
     pub struct OwnKey {
@@ -109,14 +107,20 @@ map_types! {
     pub struct Settings {
         /// Not zero: one event per decision.
         pub events: u32,
-        pub padding: u32,
+        /// How many connects of one pod may be under way, so that it cannot take all of `rdr_flows`.
+        pub max_flows_per_pod: u32,
     } size 8;
 }
 
-const _: () = assert!(offset_of!(PodEntry, pod) == 32 && offset_of!(PodEntry, outbound_port) == 44);
+const _: () = assert!(offset_of!(PodEntry, pod) == 32 && offset_of!(PodEntry, outbound_port) == 40);
 const _: () = assert!(offset_of!(FlowKey, dst) == 24 && offset_of!(FlowKey, src_port) == 40);
 const _: () =
     assert!(offset_of!(OrigDstEntry, owner) == 32 && offset_of!(OrigDstEntry, port) == 44);
+
+impl NetKey {
+    /// The bits of a whole key: what a lookup asks for.
+    pub const BITS: u32 = 32 + 128;
+}
 
 /// Bits of [`PodEntry::flags`]: what a pod does not use costs it nothing.
 pub mod pod_flags {

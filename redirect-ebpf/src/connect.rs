@@ -1,0 +1,156 @@
+//! `connect()` in a captured pod: left alone, refused, or steered to the proxy.
+//!
+//! Verdict on error: a captured connect whose original destination cannot be kept is refused, never let through.
+
+use aya_ebpf::{
+    helpers::bpf_get_current_cgroup_id, macros::cgroup_sock_addr, programs::SockAddrContext,
+};
+use redirect_common::{
+    Addr, Hook, Reason, Verdict,
+    decide::{self, Connect, Decision, Redirect},
+    maps::{OrigDstEntry, PodEntry},
+};
+
+use crate::{
+    account,
+    ctx::SockAddr,
+    lookups::Kernel,
+    maps::{self, CLIENT, PODS},
+};
+
+/// `connect()` goes on, with the address as it is now.
+const PROCEED: i32 = 1;
+/// `connect()` fails with EPERM, which connect(2) gives for a local firewall rule.
+const FAIL: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+pub fn rdr_connect4(ctx: SockAddrContext) -> i32 {
+    let ctx = SockAddr::new(&ctx);
+    let hook = Hook::Connect4;
+    run(&ctx, hook, ctx.addr4())
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn rdr_connect6(ctx: SockAddrContext) -> i32 {
+    let ctx = SockAddr::new(&ctx);
+    let hook = Hook::Connect6;
+    run(&ctx, hook, ctx.addr6())
+}
+
+#[inline(always)]
+fn run(ctx: &SockAddr, hook: Hook, dst: Addr) -> i32 {
+    if !ctx.is_tcp() {
+        account::count(hook, Verdict::Pass, Reason::NotTcp);
+        return PROCEED;
+    }
+    let port = ctx.port();
+    let (decision, netns_cookie) = match decide::exempt_destination(&dst) {
+        Some(reason) => (Decision::Pass(reason), 0),
+        None => decide(ctx, hook, dst, port),
+    };
+    match decision {
+        Decision::Redirect(redirect) => {
+            account::decided(
+                hook,
+                Verdict::Redirect,
+                Reason::Captured,
+                netns_cookie,
+                (&dst, port),
+                (&redirect.target, redirect.port),
+            );
+            PROCEED
+        }
+        Decision::Pass(reason) => {
+            // The socket may have been captured at an earlier connect.
+            maps::remove_from_socket(&CLIENT, ctx.socket());
+            account::decided(
+                hook,
+                Verdict::Pass,
+                reason,
+                netns_cookie,
+                (&dst, port),
+                (&Addr::UNSPECIFIED, 0),
+            );
+            PROCEED
+        }
+        Decision::Refuse(reason) => {
+            account::decided(
+                hook,
+                Verdict::Refuse,
+                reason,
+                netns_cookie,
+                (&dst, port),
+                (&Addr::UNSPECIFIED, 0),
+            );
+            FAIL
+        }
+    }
+}
+
+/// Decides and, if the decision is to redirect, does it.
+#[inline(always)]
+fn decide(ctx: &SockAddr, hook: Hook, dst: Addr, dst_port: u16) -> (Decision, u64) {
+    let netns_cookie = ctx.netns_cookie();
+    // SAFETY: entries are replaced as a whole, and only when a pod changes.
+    let Some(pod) = (unsafe { PODS.get(netns_cookie) }) else {
+        return (Decision::Pass(Reason::ForeignNetns), netns_cookie);
+    };
+    let src = if matches!(hook, Hook::Connect4) {
+        ctx.bound_addr4()
+    } else {
+        ctx.bound_addr6()
+    };
+    let call = Connect {
+        dst,
+        dst_port,
+        src,
+        src_port: ctx.bound_port(),
+        device: ctx.bound_device(),
+    };
+    let mut decision = decide::connect(pod, &call, &Kernel(ctx));
+    if let Decision::Redirect(redirect) = &decision
+        && !steer(ctx, hook, pod, netns_cookie, &call, redirect)
+    {
+        decision = Decision::Refuse(Reason::NoStorage);
+    }
+    (decision, netns_cookie)
+}
+
+/// Keeps where the connect was meant to go, and sends it to the proxy. False if there is no memory.
+#[inline(always)]
+fn steer(
+    ctx: &SockAddr,
+    hook: Hook,
+    pod: &PodEntry,
+    netns_cookie: u64,
+    call: &Connect,
+    redirect: &Redirect,
+) -> bool {
+    let entry = OrigDstEntry {
+        addr: call.dst,
+        // SAFETY: a helper without arguments.
+        cgroup: unsafe { bpf_get_current_cgroup_id() },
+        netns_cookie,
+        owner: ctx.socket_cookie(),
+        pod: pod.pod,
+        port: call.dst_port,
+        padding: 0,
+    };
+    if !maps::put_on_socket(&CLIENT, ctx.socket(), &entry) {
+        return false;
+    }
+    let bind = !redirect.bind.is_unspecified();
+    if matches!(hook, Hook::Connect4) {
+        if bind {
+            ctx.bind4(&redirect.bind);
+        }
+        ctx.set_addr4(&redirect.target);
+    } else {
+        if bind {
+            ctx.bind6(&redirect.bind);
+        }
+        ctx.set_addr6(&redirect.target);
+    }
+    ctx.set_port(redirect.port);
+    true
+}

@@ -1,0 +1,185 @@
+//! Every map. Their names are those of `redirect_common::maps::names`; the daemon pins all of them.
+
+use core::{arch::asm, ptr::NonNull};
+
+use aya_ebpf::{
+    bindings::{BPF_EXIST, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
+    helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
+    macros::btf_map,
+};
+use redirect_common::{
+    counter,
+    maps::{
+        CgroupKey, EVENTS_BYTES, FlowKey, MAX_EXCLUDED_NETS, MAX_EXCLUDED_PORTS,
+        MAX_EXEMPT_CGROUPS, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_PODS, NetKey, OrigDstEntry, OwnKey,
+        PodEntry, PortKey, Settings,
+    },
+};
+
+/// BPF_F_NO_PREALLOC: memory for what is there, not for what may be.
+const ON_DEMAND: usize = 1;
+
+/// Captured pods by the cookie of their network namespace.
+#[btf_map(name = "rdr_pods")]
+pub static PODS: HashMap<u64, PodEntry, { MAX_PODS as usize }> = HashMap::new();
+
+/// How many entries of `rdr_flows` each pod holds, by the pod's number.
+#[btf_map(name = "rdr_pending")]
+static PENDING: Array<i64, { MAX_PODS as usize }> = Array::new();
+
+#[btf_map(name = "rdr_own")]
+pub static OWN: HashMap<OwnKey, u8, { MAX_OWN_ADDRESSES as usize }, ON_DEMAND> = HashMap::new();
+
+#[btf_map(name = "rdr_xports")]
+pub static EXCLUDED_PORTS: HashMap<PortKey, u8, { MAX_EXCLUDED_PORTS as usize }, ON_DEMAND> =
+    HashMap::new();
+
+#[btf_map(name = "rdr_xnets")]
+pub static EXCLUDED_NETS: LpmTrie<NetKey, u8, { MAX_EXCLUDED_NETS as usize }> = LpmTrie::new();
+
+#[btf_map(name = "rdr_xcgroups")]
+pub static EXEMPT_CGROUPS: HashMap<CgroupKey, u8, { MAX_EXEMPT_CGROUPS as usize }, ON_DEMAND> =
+    HashMap::new();
+
+/// Connects between `connect()` and accept. Not an LRU map: one pod must not push out what another waits for.
+#[btf_map(name = "rdr_flows")]
+static FLOWS: HashMap<FlowKey, OrigDstEntry, { MAX_FLOWS as usize }, ON_DEMAND> = HashMap::new();
+
+/// Where a captured socket was meant to go, on the socket itself.
+#[btf_map(name = "rdr_client")]
+pub static CLIENT: SkStorage<OrigDstEntry> = SkStorage::new();
+
+/// The same on the socket that the proxy accepted.
+#[btf_map(name = "rdr_accepted")]
+pub static ACCEPTED: SkStorage<OrigDstEntry> = SkStorage::new();
+
+#[btf_map(name = "rdr_settings")]
+static SETTINGS: Array<Settings, 1> = Array::new();
+
+#[btf_map(name = "rdr_counters")]
+pub static COUNTERS: PerCpuArray<u64, { counter::COUNTERS as usize }> = PerCpuArray::new();
+
+/// Entries are `redirect_common::event::Event`. Without a value type in the definition, libbpf can load the object too.
+#[btf_map(name = "rdr_events")]
+pub static EVENTS: RingBuf<(), { EVENTS_BYTES as usize }> = RingBuf::new();
+
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}
+
+/// The value on `socket`, if it has one.
+#[inline(always)]
+pub fn on_socket(
+    map: &'static SkStorage<OrigDstEntry>,
+    socket: *mut bpf_sock,
+) -> Option<&'static OrigDstEntry> {
+    let map = core::ptr::from_ref(map).cast_mut().cast();
+    // SAFETY: map and socket are what the kernel gave; the storage lives as long as the socket, which outlives the program.
+    unsafe {
+        bpf_sk_storage_get(map, socket.cast(), core::ptr::null_mut(), 0)
+            .cast::<OrigDstEntry>()
+            .as_ref()
+    }
+}
+
+/// Puts `entry` on `socket`, over what may be there. False if there is no memory for it.
+#[inline(always)]
+pub fn put_on_socket(
+    map: &'static SkStorage<OrigDstEntry>,
+    socket: *mut bpf_sock,
+    entry: &OrigDstEntry,
+) -> bool {
+    let map = core::ptr::from_ref(map).cast_mut().cast();
+    let value = core::ptr::from_ref(entry).cast_mut();
+    // SAFETY: as in `on_socket`; the helper copies `entry` into new storage.
+    let stored = unsafe {
+        bpf_sk_storage_get(
+            map,
+            socket.cast(),
+            value.cast(),
+            BPF_SK_STORAGE_GET_F_CREATE.into(),
+        )
+    };
+    // SAFETY: not null, it is a value of this map; the socket is locked, so nobody else writes.
+    match unsafe { stored.cast::<OrigDstEntry>().as_mut() } {
+        Some(stored) => {
+            *stored = *entry;
+            true
+        }
+        None => false,
+    }
+}
+
+#[inline(always)]
+pub fn remove_from_socket(map: &'static SkStorage<OrigDstEntry>, socket: *mut bpf_sock) {
+    let map = core::ptr::from_ref(map).cast_mut().cast();
+    // SAFETY: map and socket are what the kernel gave.
+    unsafe { bpf_sk_storage_delete(map, socket.cast()) };
+}
+
+/// Why a flow was not published.
+pub enum NotPublished {
+    Limit,
+    Full,
+}
+
+/// Publishes where the connection `key` was meant to go.
+#[inline(always)]
+pub fn publish(key: &FlowKey, entry: &OrigDstEntry) -> Result<(), NotPublished> {
+    let pending = pending(entry.pod).ok_or(NotPublished::Limit)?;
+    let limit = settings().map_or(0, |settings| settings.max_flows_per_pod);
+    if pending.get() >= i64::from(limit) {
+        return Err(NotPublished::Limit);
+    }
+    if FLOWS.insert(key, entry, BPF_NOEXIST.into()).is_ok() {
+        pending.add(1);
+        return Ok(());
+    }
+    // Left over from a connection whose end we were not told of: the tuple is ours now, for the kernel gives a tuple to one
+    // socket at a time. It was counted when it came.
+    FLOWS
+        .insert(key, entry, BPF_EXIST.into())
+        .map_err(|_| NotPublished::Full)
+}
+
+#[inline(always)]
+pub fn flow(key: &FlowKey) -> Option<&'static OrigDstEntry> {
+    // SAFETY: the entry of a tuple is removed by one of its two ends, one of which is running this.
+    unsafe { FLOWS.get(key) }
+}
+
+/// Removes what was published for `key` by a socket of the pod with the number `pod`.
+#[inline(always)]
+pub fn unpublish(key: &FlowKey, pod: u32) -> bool {
+    let removed = FLOWS.remove(key).is_ok();
+    if removed && let Some(pending) = pending(pod) {
+        pending.add(-1);
+    }
+    removed
+}
+
+#[inline(always)]
+fn pending(pod: u32) -> Option<Pending> {
+    PENDING.get_ptr_mut(pod).and_then(NonNull::new).map(Pending)
+}
+
+/// A counter that all CPUs change. `core` has no atomic addition for BPF.
+struct Pending(NonNull<i64>);
+
+impl Pending {
+    #[inline(always)]
+    fn get(&self) -> i64 {
+        // SAFETY: a value of an array map, which is aligned and stays where it is.
+        unsafe { self.0.read_volatile() }
+    }
+
+    #[inline(always)]
+    fn add(&self, number: i64) {
+        // SAFETY: as in `get`; the instruction is an atomic addition (BPF_ATOMIC | BPF_ADD).
+        unsafe {
+            asm!("lock *(u64 *)({counter} + 0) += {number}", counter = in(reg) self.0.as_ptr(), number = in(reg) number)
+        };
+    }
+}

@@ -1,0 +1,85 @@
+//! Events of a captured pod's sockets: publishes where a connect was meant to go just before its SYN is sent, when the
+//! source port is known, and withdraws that when the socket closes before the proxy took it.
+//!
+//! Not at ACTIVE_ESTABLISHED: with TCP Fast Open the proxy's side is established first.
+//!
+//! Verdict on error: not published, so the proxy refuses the connection.
+
+use aya_ebpf::{
+    bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use redirect_common::{
+    Hook, Reason, Verdict,
+    maps::{FlowKey, OrigDstEntry},
+};
+
+use crate::{
+    account,
+    ctx::SockOps,
+    maps::{self, CLIENT, NotPublished},
+};
+
+/// "No opinion": the kernel's own parameters hold.
+const PROCEED: u32 = 1;
+
+#[sock_ops]
+pub fn rdr_pod_ops(ctx: SockOpsContext) -> u32 {
+    let ctx = SockOps::new(&ctx);
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.new_state() == BPF_TCP_CLOSE => closed(&ctx),
+        _ => {}
+    }
+    PROCEED
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOps) {
+    let Some(entry) = captured(ctx) else { return };
+    let (verdict, reason) = match maps::publish(&key(ctx, entry), entry) {
+        Ok(()) => {
+            ctx.watch_state();
+            (Verdict::Redirect, Reason::Published)
+        }
+        Err(NotPublished::Limit) => (Verdict::Refuse, Reason::FlowLimit),
+        Err(NotPublished::Full) => (Verdict::Refuse, Reason::FlowsFull),
+    };
+    account::count(Hook::PodSocket, verdict, reason);
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOps) {
+    let Some(entry) = captured(ctx) else { return };
+    let key = key(ctx, entry);
+    // The tuple is still this socket's: it leaves the kernel's table after this event.
+    if maps::flow(&key).is_some_and(|flow| flow.owner == entry.owner)
+        && maps::unpublish(&key, entry.pod)
+    {
+        account::count(Hook::PodSocket, Verdict::Refuse, Reason::Abandoned);
+    }
+}
+
+/// What `connect` left on the socket, if it was captured.
+#[inline(always)]
+fn captured(ctx: &SockOps) -> Option<&'static OrigDstEntry> {
+    let socket = ctx.socket();
+    if socket.is_null() {
+        return None;
+    }
+    maps::on_socket(&CLIENT, socket)
+}
+
+#[inline(always)]
+fn key(ctx: &SockOps, entry: &OrigDstEntry) -> FlowKey {
+    let ((local, remote), (local_port, remote_port)) = (ctx.addrs(), ctx.ports());
+    FlowKey {
+        netns_cookie: entry.netns_cookie,
+        src: local,
+        dst: remote,
+        src_port: local_port,
+        dst_port: remote_port,
+        padding: 0,
+    }
+}

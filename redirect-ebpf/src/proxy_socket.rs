@@ -1,0 +1,60 @@
+//! Events of the proxy's sockets: moves what was published for a connection to the socket that the proxy accepts.
+//!
+//! Runs on the cgroup of the process that made the listener.
+//!
+//! Verdict on error: nothing is put on the socket, so the proxy refuses the connection.
+
+use aya_ebpf::{
+    bindings::BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, macros::sock_ops, programs::SockOpsContext,
+};
+use redirect_common::{Hook, Reason, Verdict, maps::FlowKey};
+
+use crate::{
+    account,
+    ctx::SockOps,
+    maps::{self, ACCEPTED, PODS},
+};
+
+/// "No opinion": the kernel's own parameters hold.
+const PROCEED: u32 = 1;
+
+#[sock_ops]
+pub fn rdr_proxy_ops(ctx: SockOpsContext) -> u32 {
+    let ctx = SockOps::new(&ctx);
+    if ctx.op() == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
+        accepting(&ctx);
+    }
+    PROCEED
+}
+
+#[inline(always)]
+fn accepting(ctx: &SockOps) {
+    let socket = ctx.socket();
+    if socket.is_null() {
+        return;
+    }
+    let ((local, remote), (local_port, remote_port)) = (ctx.addrs(), ctx.ports());
+    let netns_cookie = ctx.netns_cookie();
+    let key = FlowKey {
+        netns_cookie,
+        src: remote,
+        dst: local,
+        src_port: remote_port,
+        dst_port: local_port,
+        padding: 0,
+    };
+    let Some(flow) = maps::flow(&key) else {
+        // SAFETY: entries are replaced as a whole, and only when a pod changes.
+        if unsafe { PODS.get(netns_cookie) }.is_some_and(|pod| pod.outbound_port == local_port) {
+            account::count(Hook::ProxySocket, Verdict::Refuse, Reason::NoFlow);
+        }
+        return;
+    };
+    let pod = flow.pod;
+    let (verdict, reason) = match maps::put_on_socket(&ACCEPTED, socket, flow) {
+        true => (Verdict::Redirect, Reason::Accepted),
+        false => (Verdict::Refuse, Reason::NoStorage),
+    };
+    maps::unpublish(&key, pod);
+    account::count(Hook::ProxySocket, verdict, reason);
+}
