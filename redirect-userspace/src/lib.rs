@@ -8,6 +8,7 @@ pub mod app;
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod document;
 pub mod hbone;
 pub mod identity;
 pub mod orig_dst;
