@@ -1,2 +1,7 @@
 //! The `redirect` command: the node daemon and its tools.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    redirect::cli::main()
+}

@@ -48,12 +48,12 @@ impl Instance {
             }
             Err(TryLockError::Error(source)) => return Err(io("lock", &path)(source)),
         }
-        let write = || -> io::Result<()> {
+        let mut write = || -> io::Result<()> {
             lock.set_len(0)?;
             lock.rewind()?;
             writeln!(lock, "{}", std::process::id())
         };
-        { write }().map_err(io("write", &path))?;
+        write().map_err(io("write", &path))?;
         Ok(Self { _lock: lock })
     }
 }

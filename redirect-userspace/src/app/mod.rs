@@ -18,7 +18,7 @@ use crate::{
     proxy::{self, Shared, Workers},
     sys::cgroup,
     telemetry::{Direction, Metrics},
-    workload::WorkloadStore,
+    workload::{Defaults, WorkloadStore},
 };
 
 /// Runs until SIGTERM or SIGINT, then drains.
@@ -43,7 +43,8 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     tokio::spawn(identities.clone().run());
 
     let workloads = WorkloadStore::new();
-    tokio::spawn(workloads.clone().watch(config.workloads.clone()));
+    let defaults = Defaults { trust_domain: config.trust_domain.clone() };
+    tokio::spawn(workloads.clone().watch(config.workloads.clone(), defaults));
 
     let mut capture = capture::open(&config.capture, cgroup)?;
     let mut metrics = Metrics::new(&config.node);
@@ -102,11 +103,13 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
 }
 
 /// Lets go of everything that a daemon with these directories left on the node, whether it runs or not.
-pub fn uninstall(bpffs: &Path, state_dir: &Path) -> anyhow::Result<()> {
+pub fn uninstall(bpffs: &Path, state_dir: &Path) -> anyhow::Result<usize> {
     let _instance = Instance::claim(state_dir).context("stop the daemon first")?;
     let capture = capture::uninstall(bpffs).context("remove the pinned programs and maps");
     let pods = pods::clean_recorded(state_dir).context("remove the routes in the pods' namespaces");
     drop(_instance);
     let instance = instance::remove(state_dir).context("remove the state directory");
-    capture.and(pods).and(instance)
+    let removed = capture?;
+    pods.and(instance)?;
+    Ok(removed)
 }

@@ -1,8 +1,8 @@
 //! Capture: how a pod's connections come to the proxy. Backends: [`ebpf`], [`none`].
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::{Path, PathBuf}, sync::Arc};
 
-use crate::{orig_dst::OrigDstResolver, pod::{Pod, PodUid}, sys::netns::Netns};
+use crate::{config::{Backend, CaptureConfig}, orig_dst::OrigDstResolver, pod::{Pod, PodUid}, sys::netns::Netns};
 
 pub mod ebpf;
 pub mod none;
@@ -24,6 +24,41 @@ pub trait Capture: Send {
     fn resolver(&self) -> Arc<dyn OrigDstResolver>;
 
     fn name(&self) -> &'static str;
+
+    /// A reader of what the programs counted, for metrics.
+    fn counters(&self) -> VerdictCounters {
+        Arc::new(Vec::new)
+    }
+
+    /// Begins to log decisions, where the configuration asks for it. Called inside the daemon's runtime.
+    fn start_events(&mut self) {}
+}
+
+/// Reads how often each verdict was given, and why.
+pub type VerdictCounters = Arc<dyn Fn() -> Vec<VerdictCount> + Send + Sync>;
+
+/// One counter of the eBPF programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerdictCount {
+    pub hook: &'static str,
+    pub verdict: &'static str,
+    pub reason: &'static str,
+    pub count: u64,
+}
+
+/// The backend that the configuration names. `cgroup` is the daemon's own.
+pub fn open(config: &CaptureConfig, cgroup: Option<&Path>) -> Result<Box<dyn Capture>, CaptureError> {
+    let _ = cgroup;
+    match config.backend {
+        Backend::Ebpf => Err(CaptureError::NotInBuild),
+        Backend::None => Ok(Box::new(none::NoCapture::default())),
+    }
+}
+
+/// Removes all that the daemon pinned below `bpffs`.
+pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
+    let _ = bpffs;
+    Err(CaptureError::NotInBuild)
 }
 
 /// What `apply` did.

@@ -1,8 +1,24 @@
 //! The daemon's configuration, resolved once from file, environment and flags.
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+mod pods;
+mod read;
 
-use crate::pod::Pod;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{
+    document::{self, Format, Mistake, SyntaxError},
+    pod::Pod,
+};
 
 /// Everything that the daemon was told, checked and with defaults filled in. Nobody reads the environment later.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +38,70 @@ pub struct Config {
     pub hbone: HboneConfig,
     pub identity: IdentityConfig,
     pub admin: AdminConfig,
+    pub log: LogConfig,
     pub pods: Vec<Pod>,
+}
+
+impl Config {
+    /// Reads a file, and puts environment and flags over it.
+    pub fn load(path: &Path, host: &Host, flags: &Flags) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(path, &text, Format::of(path), host, flags)
+    }
+
+    /// The same for a text; `path` stands for it in errors.
+    pub fn parse(
+        path: &Path,
+        text: &str,
+        format: Format,
+        host: &Host,
+        flags: &Flags,
+    ) -> Result<Self, ConfigError> {
+        let value = document::parse(text, format).map_err(|source| ConfigError::Syntax {
+            path: path.to_owned(),
+            source,
+        })?;
+        read::read(&value, host, flags).map_err(|mistakes| ConfigError::Invalid {
+            path: path.to_owned(),
+            mistakes,
+        })
+    }
+}
+
+/// What is known of the machine and the process, so that nothing here asks for it.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    pub environment: BTreeMap<String, String>,
+    pub hostname: String,
+    pub cores: usize,
+}
+
+/// What the command line says; it wins over environment and file.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    pub node: Option<String>,
+    pub workers: Option<NonZeroUsize>,
+    pub log: Option<String>,
+    pub log_format: Option<LogFormat>,
+    /// Permits `identity.source: devCa`.
+    pub dev_ca: bool,
+    pub detach_on_exit: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: {source}", path.display())]
+    Syntax { path: PathBuf, source: SyntaxError },
+    #[error("{}: {}{}", path.display(), document::count(mistakes), document::list(mistakes))]
+    Invalid {
+        path: PathBuf,
+        mistakes: Vec<Mistake>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,4 +169,17 @@ pub struct AdminConfig {
     pub metrics: Option<SocketAddr>,
     /// `/healthz/ready`.
     pub readiness: Option<SocketAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogConfig {
+    /// In the syntax of `tracing_subscriber::EnvFilter`, such as `info` or `redirect::identity=debug,info`.
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
 }

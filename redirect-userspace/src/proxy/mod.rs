@@ -9,6 +9,7 @@ mod copy;
 mod inbound;
 mod listener;
 mod outbound;
+pub mod ports;
 pub mod route;
 mod worker;
 

@@ -1,4 +1,5 @@
 //! The only place of `unsafe` in the daemon: namespaces, socket options, cgroups, bpffs.
 
+pub mod cgroup;
 pub mod netns;
 pub mod socket;

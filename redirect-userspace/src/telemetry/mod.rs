@@ -1,5 +1,7 @@
 //! What the daemon counts. Names and labels are part of the interface: operators build alerts on them.
 
+mod collector;
+
 use std::sync::{Arc, atomic::AtomicI64};
 
 use prometheus_client::{
@@ -7,6 +9,8 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
+
+use crate::{capture::VerdictCounters, identity::IdentityStore, workload::WorkloadStore};
 
 /// Relative to the workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -68,9 +72,9 @@ impl Metrics {
         Self { opened, closed, sent_bytes, received_bytes, failed, tunnels, dev_ca, pods, pods_failed, registry }
     }
 
-    /// Where other parts of the daemon register what they count.
-    pub fn registry_mut(&mut self) -> &mut Registry {
-        &mut self.registry
+    /// Adds what other parts of the daemon count, read at each scrape.
+    pub fn register(&mut self, verdicts: VerdictCounters, workloads: Arc<WorkloadStore>, identities: Arc<IdentityStore>) {
+        self.registry.register_collector(Box::new(collector::Sources { verdicts, workloads, identities }));
     }
 
     /// The Prometheus text format.

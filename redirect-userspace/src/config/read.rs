@@ -1,0 +1,401 @@
+//! From a document, the environment and the flags to a [`Config`].
+
+use std::{num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
+
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    AdminConfig, Backend, CaptureConfig, Config, Flags, HboneConfig, Host, IdentityConfig,
+    LogConfig, LogFormat, ProxyConfig, pods,
+};
+use crate::{
+    document::{Fields, Mistake, Mistakes, Node, Value},
+    identity::spiffe::{check_segment, check_trust_domain},
+};
+
+const MAX_WORKERS: usize = 1024;
+/// RFC 9113, section 6.9.1.
+const MAX_WINDOW: u64 = (1 << 31) - 1;
+
+pub(super) fn read(value: &Value, host: &Host, flags: &Flags) -> Result<Config, Vec<Mistake>> {
+    let mistakes = Mistakes::default();
+    let config = Reader {
+        host,
+        flags,
+        mistakes: &mistakes,
+    }
+    .config(&Node::root(value, &mistakes));
+    match (config, mistakes.into_vec()) {
+        (Some(config), mistakes) if mistakes.is_empty() => Ok(config),
+        (_, mistakes) => Err(mistakes),
+    }
+}
+
+struct Reader<'a> {
+    host: &'a Host,
+    flags: &'a Flags,
+    mistakes: &'a Mistakes,
+}
+
+impl Reader<'_> {
+    fn config(&self, root: &Node<'_>) -> Option<Config> {
+        let mut fields = root.fields()?;
+        let f = &mut fields;
+        let node = self.node(f);
+        let trust_domain = self.text(
+            f,
+            "trustDomain",
+            "REDIRECT_TRUST_DOMAIN",
+            "cluster.local",
+            |name| check_trust_domain(name).map_err(|e| e.to_string()),
+        );
+        let cluster_id = self.text(
+            f,
+            "clusterId",
+            "REDIRECT_CLUSTER_ID",
+            "Kubernetes",
+            printable,
+        );
+        let network = self.text(f, "network", "REDIRECT_NETWORK", "", |name| {
+            match name.contains('/') {
+                true => Err(format!("{name:?} cannot be a network: it has a slash")),
+                false => printable(name),
+            }
+        });
+        let workers = self.workers(f);
+        let state_dir = self.path(f, "stateDir", "REDIRECT_STATE_DIR", Some("/run/redirect"));
+        let workloads = self.path(f, "workloads", "REDIRECT_WORKLOADS", None);
+        let capture = section(f, "capture", |f| self.capture(f));
+        let proxy = section(f, "proxy", |f| Some(proxy(f)));
+        let hbone = section(f, "hbone", hbone);
+        let identity = f.required("identity").and_then(|node| self.identity(&node));
+        let admin = section(f, "admin", admin);
+        let log = self.log();
+        let pods = match (f.optional("pods"), &trust_domain) {
+            (Some(list), Some(trust_domain)) => pods::read(&list, trust_domain),
+            // The trust domain's mistake is known; the pods' shall be, too.
+            (Some(list), None) => pods::read(&list, "cluster.local"),
+            (None, _) => Vec::new(),
+        };
+        fields.end();
+        Some(Config {
+            node: node?,
+            trust_domain: trust_domain?,
+            cluster_id: cluster_id?,
+            network: network?,
+            workers: workers?,
+            state_dir: state_dir?,
+            workloads: workloads?,
+            capture: capture?,
+            proxy: proxy?,
+            hbone: hbone?,
+            identity: identity?,
+            admin: admin?,
+            log: log?,
+            pods,
+        })
+    }
+
+    fn node(&self, fields: &mut Fields<'_>) -> Option<String> {
+        let check = |name: &str| check_segment("node", name).map_err(|e| e.to_string());
+        let below = self.text(fields, "node", "REDIRECT_NODE", &self.host.hostname, check);
+        match &self.flags.node {
+            Some(name) => self.checked("--node", name, check),
+            None => below,
+        }
+    }
+
+    fn workers(&self, fields: &mut Fields<'_>) -> Option<NonZeroUsize> {
+        let file = fields
+            .optional("workers")
+            .map(|node| node.integer(1..=MAX_WORKERS as u64));
+        let environment = self.environment("REDIRECT_WORKERS").map(|text| {
+            let parsed = text
+                .parse::<u64>()
+                .ok()
+                .filter(|n| (1..=MAX_WORKERS as u64).contains(n));
+            parsed.or_else(|| {
+                self.fail(
+                    "REDIRECT_WORKERS",
+                    format!("{text:?} is not a number between 1 and {MAX_WORKERS}"),
+                )
+            })
+        });
+        let flag = self.flags.workers.map(|workers| match workers.get() {
+            n if n <= MAX_WORKERS => Some(n as u64),
+            n => self.fail(
+                "--workers",
+                format!("{n} is not between 1 and {MAX_WORKERS}"),
+            ),
+        });
+        let half = (self.host.cores / 2).clamp(1, MAX_WORKERS) as u64;
+        let chosen = flag.or(environment).or(file).unwrap_or(Some(half))?;
+        NonZeroUsize::new(usize::try_from(chosen).ok()?)
+    }
+
+    fn capture(&self, f: &mut Fields<'_>) -> Option<CaptureConfig> {
+        let backends = [("ebpf", Backend::Ebpf), ("none", Backend::None)];
+        let backend = f
+            .optional("backend")
+            .map_or(Some(Backend::Ebpf), |node| node.choice(&backends));
+        let bpffs = f
+            .optional("bpffs")
+            .map_or(Some("/sys/fs/bpf".into()), |node| absolute(&node));
+        let cgroup = f.optional("cgroup").and_then(|node| absolute(&node));
+        let events = boolean(f, "events", false);
+        let detach = boolean(f, "detachOnExit", false);
+        Some(CaptureConfig {
+            backend: backend?,
+            bpffs: bpffs?,
+            cgroup,
+            events,
+            detach_on_exit: detach || self.flags.detach_on_exit,
+        })
+    }
+
+    fn identity(&self, node: &Node<'_>) -> Option<IdentityConfig> {
+        let mut fields = node.fields()?;
+        let source = fields
+            .required("source")
+            .and_then(|node| node.choice(&[("devCa", true), ("files", false)]));
+        let dir = fields.required("dir").and_then(|node| absolute(&node));
+        let ttl = fields.optional("ttl");
+        fields.end();
+        if source? {
+            if !self.flags.dev_ca {
+                node.fail::<()>(
+                    "source: devCa signs with the root key of the whole mesh on this node: for development only, and \
+                     only with the flag --dev-ca",
+                );
+            }
+            let ttl = ttl.map_or(Some(Duration::from_secs(24 * 3600)), |node| {
+                match node.duration(false)? {
+                    ttl if ttl < Duration::from_secs(1) => node.fail("must be at least 1s"),
+                    ttl => Some(ttl),
+                }
+            });
+            return Some(IdentityConfig::DevCa {
+                dir: dir?,
+                ttl: ttl?,
+            });
+        }
+        if let Some(ttl) = ttl {
+            ttl.fail::<()>("only with source: devCa; certificate files have their own time");
+        }
+        Some(IdentityConfig::Files { dir: dir? })
+    }
+
+    /// Environment and flags only: logging starts before the file is read.
+    fn log(&self) -> Option<LogConfig> {
+        let (name, filter) = match (&self.flags.log, self.environment("REDIRECT_LOG")) {
+            (Some(flag), _) => ("--log", flag.as_str()),
+            (None, Some(variable)) => ("REDIRECT_LOG", variable),
+            (None, None) => ("", "info"),
+        };
+        if let Err(error) = EnvFilter::builder().parse(filter) {
+            return self.fail(name, format!("{filter:?} is not a log filter: {error}"));
+        }
+        let format = match (
+            self.flags.log_format,
+            self.environment("REDIRECT_LOG_FORMAT"),
+        ) {
+            (Some(format), _) => format,
+            (None, None | Some("text")) => LogFormat::Text,
+            (None, Some("json")) => LogFormat::Json,
+            (None, Some(other)) => {
+                return self.fail(
+                    "REDIRECT_LOG_FORMAT",
+                    format!("{other:?} is not one of text, json"),
+                );
+            }
+        };
+        Some(LogConfig {
+            filter: filter.to_owned(),
+            format,
+        })
+    }
+
+    /// A text field that an environment variable can override.
+    fn text(
+        &self,
+        fields: &mut Fields<'_>,
+        name: &'static str,
+        variable: &'static str,
+        default: &str,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> Option<String> {
+        let file = fields
+            .optional(name)
+            .map(|node| node.checked(|text| check(text).map(|()| text.to_owned())));
+        match (self.environment(variable), file) {
+            (Some(text), _) => self.checked(variable, text, check),
+            (None, Some(file)) => file,
+            (None, None) => self.checked(name, default, check),
+        }
+    }
+
+    fn path(
+        &self,
+        fields: &mut Fields<'_>,
+        name: &'static str,
+        variable: &'static str,
+        default: Option<&str>,
+    ) -> Option<PathBuf> {
+        let file = fields.optional(name).map(|node| absolute(&node));
+        match (self.environment(variable), file, default) {
+            (Some(text), ..) => check_absolute(text)
+                .map_err(|what| self.fail::<()>(variable, what))
+                .ok()
+                .map(|()| text.into()),
+            (None, Some(file), _) => file,
+            (None, None, Some(default)) => Some(default.into()),
+            (None, None, None) => self.fail(name, "is missing"),
+        }
+    }
+
+    fn checked(
+        &self,
+        name: &str,
+        text: &str,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> Option<String> {
+        match check(text) {
+            Ok(()) => Some(text.to_owned()),
+            Err(what) => self.fail(name, what),
+        }
+    }
+
+    /// A variable that is set, but to nothing, counts as unset.
+    fn environment(&self, variable: &str) -> Option<&str> {
+        self.host
+            .environment
+            .get(variable)
+            .map(String::as_str)
+            .filter(|text| !text.is_empty())
+    }
+
+    fn fail<T>(&self, name: &str, what: impl Into<String>) -> Option<T> {
+        self.mistakes.add(name, what);
+        None
+    }
+}
+
+/// Reads a map of fields that all have defaults: absent is the same as empty.
+fn section<'a, T>(
+    fields: &mut Fields<'a>,
+    name: &'static str,
+    read: impl FnOnce(&mut Fields<'a>) -> Option<T>,
+) -> Option<T> {
+    let mut inner = match fields.optional(name) {
+        Some(node) => node.fields()?,
+        None => fields.empty(name),
+    };
+    let value = read(&mut inner);
+    inner.end();
+    value
+}
+
+fn proxy(f: &mut Fields<'_>) -> ProxyConfig {
+    ProxyConfig {
+        hold: duration(f, "hold", true, Duration::from_secs(5)),
+        connect_timeout: duration(f, "connectTimeout", false, Duration::from_secs(5)),
+        drain: duration(f, "drain", true, Duration::from_secs(30)),
+        max_connections_per_pod: count(f, "maxConnectionsPerPod", 20_000, 1_000_000),
+    }
+}
+
+fn hbone(f: &mut Fields<'_>) -> Option<HboneConfig> {
+    // Less than the protocol's initial window cannot be announced before the peer may have used that one.
+    let window = f
+        .optional("streamWindow")
+        .map_or(Some(2 << 20), |node| node.size(65_535..=MAX_WINDOW));
+    let streams = count(f, "maxStreamsPerTunnel", 100, 10_000);
+    if let Some(window) = window
+        && window * streams as u64 > MAX_WINDOW
+    {
+        // What we receive on a tunnel is bounded by its streams' windows together, so that no stream stops another.
+        f.fail(format!(
+            "streamWindow ({window}) times maxStreamsPerTunnel ({streams}) is more than HTTP/2's largest window, {MAX_WINDOW}"
+        ));
+    }
+    let ping_interval = duration(f, "pingInterval", false, Duration::from_secs(10));
+    let config = HboneConfig {
+        stream_window: 0,
+        max_streams_per_tunnel: u32::try_from(streams).ok()?,
+        max_tunnels_per_peer: count(f, "maxTunnelsPerPeer", 64, 65_536),
+        max_inbound_tunnels: count(f, "maxInboundTunnels", 1024, 1_000_000),
+        max_handshakes_per_source: count(f, "maxHandshakesPerSource", 64, 65_536),
+        handshake_timeout: duration(f, "handshakeTimeout", false, Duration::from_secs(10)),
+        ping_interval,
+        ping_timeout: duration(f, "pingTimeout", false, Duration::from_secs(20)),
+        idle_timeout: duration(f, "idleTimeout", false, Duration::from_secs(300)),
+    };
+    Some(HboneConfig {
+        stream_window: u32::try_from(window?).ok()?,
+        ..config
+    })
+}
+
+fn admin(f: &mut Fields<'_>) -> Option<AdminConfig> {
+    let address = |f: &mut Fields<'_>, name, port| match f.raw(name) {
+        Some(node) if node.is_null() => None,
+        Some(node) => node.parsed("an address such as 127.0.0.1:15020"),
+        None => Some(([127, 0, 0, 1], port).into()),
+    };
+    let config = AdminConfig {
+        metrics: address(f, "metrics", 15020),
+        readiness: address(f, "readiness", 15021),
+    };
+    match (config.metrics, config.readiness) {
+        (Some(a), Some(b)) if a == b && a.port() != 0 => {
+            f.fail(format!("metrics and readiness are both at {a}"))
+        }
+        _ => {}
+    }
+    Some(config)
+}
+
+/// The readers below give the default in place of a wrong value: its mistake is noted, and reading can go on.
+fn duration(f: &mut Fields<'_>, name: &'static str, zero: bool, default: Duration) -> Duration {
+    f.optional(name)
+        .and_then(|node| node.duration(zero))
+        .unwrap_or(default)
+}
+
+fn count(f: &mut Fields<'_>, name: &'static str, default: usize, most: u32) -> usize {
+    f.optional(name)
+        .and_then(|node| node.integer(1..=most))
+        .map_or(default, |n| n as usize)
+}
+
+pub(super) fn boolean(f: &mut Fields<'_>, name: &'static str, default: bool) -> bool {
+    f.optional(name)
+        .and_then(|node| node.boolean())
+        .unwrap_or(default)
+}
+
+pub(super) fn absolute(node: &Node<'_>) -> Option<PathBuf> {
+    node.checked(|text| {
+        check_absolute(text)
+            .map(|()| PathBuf::from_str(text).unwrap_or_else(|never| match never {}))
+    })
+}
+
+fn check_absolute(text: &str) -> Result<(), String> {
+    if !text.starts_with('/') {
+        return Err(format!("{text:?} is not an absolute path"));
+    }
+    if text.contains('\0') || text.split('/').any(|part| part == "..") {
+        return Err(format!("{text:?} has a part `..` or a zero byte"));
+    }
+    Ok(())
+}
+
+fn printable(text: &str) -> Result<(), String> {
+    if text.len() > 253 || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(format!(
+            "{text:?} has blanks or control characters, or more than 253 bytes"
+        ));
+    }
+    Ok(())
+}
