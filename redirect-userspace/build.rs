@@ -6,12 +6,15 @@ const VARIABLE: &str = "REDIRECT_EBPF_OBJECT";
 
 fn main() {
     println!("cargo::rerun-if-env-changed={VARIABLE}");
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("redirect-bpf.o");
+    let out =
+        PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("redirect-bpf.o");
     let object = object();
     println!("cargo::rerun-if-changed={}", object.display());
     match fs::copy(&object, &out) {
         Ok(_) => println!("cargo::rustc-cfg=have_ebpf_object"),
-        Err(error) if env::var_os(VARIABLE).is_some() => panic!("{VARIABLE}={}: {error}", object.display()),
+        Err(error) if env::var_os(VARIABLE).is_some() => {
+            panic!("{VARIABLE}={}: {error}", object.display())
+        }
         Err(_) => {}
     }
 }
@@ -25,7 +28,8 @@ fn object() -> PathBuf {
         Ok("big") => "bpfeb",
         _ => "bpfel",
     };
-    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let root =
+        PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let target = match env::var_os("CARGO_TARGET_DIR") {
         Some(dir) => root.join("..").join(dir),
         None => root.join("../target"),

@@ -31,12 +31,18 @@ impl Buffer {
     pub fn take() -> Self {
         let pooled = POOL.with_borrow_mut(Vec::pop);
         // A fresh zeroed vector of this size comes from the kernel as untouched pages.
-        Self(Some(pooled.unwrap_or_else(|| vec![0; CAPACITY].into_boxed_slice())))
+        Self(Some(
+            pooled.unwrap_or_else(|| vec![0; CAPACITY].into_boxed_slice()),
+        ))
     }
 
     /// The first `len` bytes as a shared value, by copy or by giving the buffer away, whichever is cheaper.
     pub fn into_bytes(self, len: usize) -> Bytes {
-        if len <= COPY_LIMIT { Bytes::copy_from_slice(&self[..len]) } else { Bytes::from_owner(self).slice(..len) }
+        if len <= COPY_LIMIT {
+            Bytes::copy_from_slice(&self[..len])
+        } else {
+            Bytes::from_owner(self).slice(..len)
+        }
     }
 }
 
@@ -91,6 +97,10 @@ mod tests {
         let large = buffer.into_bytes(COPY_LIMIT + 1);
         assert_eq!((large.as_ptr(), large.len()), (place, COPY_LIMIT + 1));
         drop(large);
-        assert_eq!(Buffer::take().as_ptr(), place, "a dropped buffer is used again");
+        assert_eq!(
+            Buffer::take().as_ptr(),
+            place,
+            "a dropped buffer is used again"
+        );
     }
 }

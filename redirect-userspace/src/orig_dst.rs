@@ -40,11 +40,19 @@ pub struct Chain {
 impl Chain {
     /// `own_ports` are those that the proxy listens on in each pod.
     pub fn new(resolvers: Vec<Arc<dyn OrigDstResolver>>, own_ports: &[u16]) -> Self {
-        Self { resolvers: resolvers.into(), own_ports: own_ports.into() }
+        Self {
+            resolvers: resolvers.into(),
+            own_ports: own_ports.into(),
+        }
     }
 
     /// The original destination of `accepted`, whose local address is `local`, in a pod with addresses `pod_ips`.
-    pub fn resolve(&self, accepted: BorrowedFd<'_>, local: SocketAddr, pod_ips: &[IpAddr]) -> Option<OrigDst> {
+    pub fn resolve(
+        &self,
+        accepted: BorrowedFd<'_>,
+        local: SocketAddr,
+        pod_ips: &[IpAddr],
+    ) -> Option<OrigDst> {
         self.resolvers.iter().find_map(|resolver| match resolver.resolve(accepted) {
             Ok(answer) => answer.filter(|answer| credible(answer.addr, local, pod_ips, &self.own_ports)),
             Err(error) => {
@@ -59,9 +67,15 @@ impl Chain {
 ///
 /// For a connection that was made to the listener directly, conntrack answers with the socket's own address; to believe that,
 /// or any port of the proxy on the pod, would make the proxy connect to itself.
-pub fn credible(candidate: SocketAddr, local: SocketAddr, pod_ips: &[IpAddr], own_ports: &[u16]) -> bool {
+pub fn credible(
+    candidate: SocketAddr,
+    local: SocketAddr,
+    pod_ips: &[IpAddr],
+    own_ports: &[u16],
+) -> bool {
     let (candidate, local) = (canonical(candidate), canonical(local));
-    let ours = own_ports.contains(&candidate.port()) && (pod_ips.contains(&candidate.ip()) || candidate.ip().is_loopback());
+    let ours = own_ports.contains(&candidate.port())
+        && (pod_ips.contains(&candidate.ip()) || candidate.ip().is_loopback());
     candidate != local && candidate.port() != 0 && !candidate.ip().is_unspecified() && !ours
 }
 
@@ -72,12 +86,29 @@ impl OrigDstResolver for SoOriginalDst {
     fn resolve(&self, accepted: BorrowedFd<'_>) -> io::Result<Option<OrigDst>> {
         let socket = SockRef::from(&accepted);
         // A dual-stack listener accepts IPv4 as v4-mapped, and conntrack then knows the connection only as IPv4.
-        let v4 = socket.local_addr()?.as_socket().is_some_and(|local| local.ip().to_canonical().is_ipv4());
-        let answer = if v4 { socket.original_dst_v4() } else { socket.original_dst_v6() };
+        let v4 = socket
+            .local_addr()?
+            .as_socket()
+            .is_some_and(|local| local.ip().to_canonical().is_ipv4());
+        let answer = if v4 {
+            socket.original_dst_v4()
+        } else {
+            socket.original_dst_v6()
+        };
         match answer {
-            Ok(address) => Ok(address.as_socket().map(|addr| OrigDst { addr: canonical(addr), cgroup_id: None })),
+            Ok(address) => Ok(address.as_socket().map(|addr| OrigDst {
+                addr: canonical(addr),
+                cgroup_id: None,
+            })),
             // ENOENT: no such conntrack entry; ENOPROTOOPT: no conntrack in this kernel or namespace.
-            Err(error) if matches!(error.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENOPROTOOPT)) => Ok(None),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(nix::libc::ENOENT | nix::libc::ENOPROTOOPT)
+                ) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -93,7 +124,10 @@ pub struct LocalAddress;
 impl OrigDstResolver for LocalAddress {
     fn resolve(&self, accepted: BorrowedFd<'_>) -> io::Result<Option<OrigDst>> {
         let local = SockRef::from(&accepted).local_addr()?;
-        Ok(local.as_socket().map(|addr| OrigDst { addr: canonical(addr), cgroup_id: None }))
+        Ok(local.as_socket().map(|addr| OrigDst {
+            addr: canonical(addr),
+            cgroup_id: None,
+        }))
     }
 
     fn name(&self) -> &'static str {
@@ -121,7 +155,12 @@ mod tests {
             ("10.0.1.5:0", false),
             ("0.0.0.0:80", false),
         ] {
-            let credible = credible(candidate.parse().unwrap(), local, &pod, &[15001, 15006, 15008]);
+            let credible = credible(
+                candidate.parse().unwrap(),
+                local,
+                &pod,
+                &[15001, 15006, 15008],
+            );
             assert_eq!(credible, expected, "{candidate}");
         }
     }
@@ -131,7 +170,10 @@ mod tests {
     impl OrigDstResolver for Fixed {
         fn resolve(&self, _: BorrowedFd<'_>) -> io::Result<Option<OrigDst>> {
             match &self.0 {
-                Ok(answer) => Ok(answer.map(|addr| OrigDst { addr: addr.parse().unwrap(), cgroup_id: None })),
+                Ok(answer) => Ok(answer.map(|addr| OrigDst {
+                    addr: addr.parse().unwrap(),
+                    cgroup_id: None,
+                })),
                 Err(error) => Err(error.kind().into()),
             }
         }
@@ -167,7 +209,14 @@ mod tests {
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let chain = Chain::new(vec![Arc::new(SoOriginalDst)], &[]);
-        assert_eq!(chain.resolve(std::os::fd::AsFd::as_fd(&accepted), accepted.local_addr().unwrap(), &[]), None);
+        assert_eq!(
+            chain.resolve(
+                std::os::fd::AsFd::as_fd(&accepted),
+                accepted.local_addr().unwrap(),
+                &[]
+            ),
+            None
+        );
         drop(client);
     }
 }

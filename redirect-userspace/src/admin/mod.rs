@@ -35,7 +35,9 @@ impl Readiness {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("listen on {address} for {what}: {source}; another daemon on this node? set {field} to another address or to null")]
+#[error(
+    "listen on {address} for {what}: {source}; another daemon on this node? set {field} to another address or to null"
+)]
 pub struct AdminError {
     what: &'static str,
     field: &'static str,
@@ -44,20 +46,45 @@ pub struct AdminError {
 }
 
 /// Starts the endpoints that are configured; they run as tasks of the current runtime.
-pub async fn start(config: &AdminConfig, metrics: Arc<Metrics>, readiness: Readiness) -> Result<(), AdminError> {
+pub async fn start(
+    config: &AdminConfig,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+) -> Result<(), AdminError> {
     if let Some(address) = config.metrics {
         let listener = bind(address, "metrics", "admin.metrics").await?;
-        serve(listener, Router::new().route("/metrics", get(render)).with_state(metrics));
+        serve(
+            listener,
+            Router::new()
+                .route("/metrics", get(render))
+                .with_state(metrics),
+        );
     }
     if let Some(address) = config.readiness {
         let listener = bind(address, "readiness", "admin.readiness").await?;
-        serve(listener, Router::new().route("/healthz/ready", get(ready)).with_state(readiness));
+        serve(
+            listener,
+            Router::new()
+                .route("/healthz/ready", get(ready))
+                .with_state(readiness),
+        );
     }
     Ok(())
 }
 
-async fn bind(address: SocketAddr, what: &'static str, field: &'static str) -> Result<TcpListener, AdminError> {
-    TcpListener::bind(address).await.map_err(|source| AdminError { what, field, address, source })
+async fn bind(
+    address: SocketAddr,
+    what: &'static str,
+    field: &'static str,
+) -> Result<TcpListener, AdminError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| AdminError {
+            what,
+            field,
+            address,
+            source,
+        })
 }
 
 fn serve(listener: TcpListener, router: Router) {
@@ -69,9 +96,19 @@ fn serve(listener: TcpListener, router: Router) {
 }
 
 async fn render(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.render())
+    (
+        [(
+            header::CONTENT_TYPE,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        )],
+        metrics.render(),
+    )
 }
 
 async fn ready(State(readiness): State<Readiness>) -> impl IntoResponse {
-    if readiness.get() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
+    if readiness.get() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
 }

@@ -17,7 +17,11 @@ pub struct Instance {
 #[derive(Debug, thiserror::Error)]
 pub enum InstanceError {
     #[error("{call} {}: {source}", path.display())]
-    Io { call: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        call: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("another daemon (pid {pid}) uses {}; stop it, or give this one another stateDir", path.display())]
     Taken { pid: String, path: PathBuf },
 }
@@ -29,7 +33,11 @@ impl Instance {
             let path = path.to_owned();
             move |source| InstanceError::Io { call, path, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(io("create", state_dir))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state_dir)
+            .map_err(io("create", state_dir))?;
         let path = state_dir.join(LOCK);
         let mut lock = File::options()
             .read(true)
@@ -44,7 +52,10 @@ impl Instance {
                 let mut pid = String::new();
                 // Only for the message.
                 let _ = lock.read_to_string(&mut pid);
-                return Err(InstanceError::Taken { pid: pid.trim().to_owned(), path: state_dir.to_owned() });
+                return Err(InstanceError::Taken {
+                    pid: pid.trim().to_owned(),
+                    path: state_dir.to_owned(),
+                });
             }
             Err(TryLockError::Error(source)) => return Err(io("lock", &path)(source)),
         }
@@ -60,9 +71,19 @@ impl Instance {
 
 /// Removes the lock file, and the directory if nothing else is in it.
 pub fn remove(state_dir: &Path) -> io::Result<()> {
-    for result in [fs::remove_file(state_dir.join(LOCK)), fs::remove_dir(state_dir)] {
+    for result in [
+        fs::remove_file(state_dir.join(LOCK)),
+        fs::remove_dir(state_dir),
+    ] {
         match result {
-            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => return Err(error),
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
+                return Err(error);
+            }
             _ => {}
         }
     }
@@ -79,7 +100,10 @@ mod tests {
         let state = dir.path().join("state");
         let first = Instance::claim(&state).unwrap();
         let error = Instance::claim(&state).err().unwrap().to_string();
-        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        assert!(
+            error.contains(&format!("pid {}", std::process::id())),
+            "{error}"
+        );
         drop(first);
         drop(Instance::claim(&state).unwrap());
         remove(&state).unwrap();

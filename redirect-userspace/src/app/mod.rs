@@ -26,10 +26,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let _instance = Instance::claim(&config.state_dir)?;
     // Before any thread exists: threads started earlier would stay in the old cgroup.
     let cgroup = match config.capture.backend {
-        Backend::Ebpf => Some(cgroup::own(config.capture.cgroup.as_deref()).context("find a cgroup of the daemon's own")?),
+        Backend::Ebpf => Some(
+            cgroup::own(config.capture.cgroup.as_deref())
+                .context("find a cgroup of the daemon's own")?,
+        ),
         Backend::None => None,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(daemon(config, cgroup.as_deref()))
 }
 
@@ -38,12 +43,15 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let clock = Arc::new(SystemClock);
-    let source = identity::source::from_config(&config.identity, &config.trust_domain, clock.clone())?;
+    let source =
+        identity::source::from_config(&config.identity, &config.trust_domain, clock.clone())?;
     let identities = IdentityStore::new(source, clock)?;
     tokio::spawn(identities.clone().run());
 
     let workloads = WorkloadStore::new();
-    let defaults = Defaults { trust_domain: config.trust_domain.clone() };
+    let defaults = Defaults {
+        trust_domain: config.trust_domain.clone(),
+    };
     tokio::spawn(workloads.clone().watch(config.workloads.clone(), defaults));
 
     let mut capture = capture::open(&config.capture, cgroup)?;
@@ -61,7 +69,10 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
         hbone: config.hbone.clone(),
         network: config.network.clone(),
         cluster_id: config.cluster_id.clone(),
-        orig_dst: Chain::new(vec![capture.resolver(), Arc::new(SoOriginalDst)], &proxy::PORTS),
+        orig_dst: Chain::new(
+            vec![capture.resolver(), Arc::new(SoOriginalDst)],
+            &proxy::PORTS,
+        ),
         workloads,
         tls: TlsConfigs::new(identities.clone(), &config.trust_domain),
         identities,

@@ -45,7 +45,12 @@ pub enum PodError {
 
 impl Pods {
     pub fn new(shared: Arc<Shared>, capture: Box<dyn Capture>, state_dir: &Path) -> Self {
-        Self { shared, capture, records: records(state_dir), captured: HashMap::new() }
+        Self {
+            shared,
+            capture,
+            records: records(state_dir),
+            captured: HashMap::new(),
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -78,7 +83,9 @@ impl Pods {
             let uid = pod.uid.clone();
             match self.add(pod, workers).await {
                 Ok(Applied::Attached) => tracing::info!(pod = %uid, "captured"),
-                Ok(Applied::Adopted) => tracing::info!(pod = %uid, "captured: adopted what an earlier daemon left"),
+                Ok(Applied::Adopted) => {
+                    tracing::info!(pod = %uid, "captured: adopted what an earlier daemon left")
+                }
                 Err(error) => {
                     failed += 1;
                     tracing::error!(pod = %uid, %error, "cannot capture pod");
@@ -90,19 +97,28 @@ impl Pods {
 
     /// Listeners first, programs last: a connection is never steered to a port where nobody listens.
     async fn add(&mut self, pod: Pod, workers: &Workers) -> Result<Applied, PodError> {
-        let netns = Netns::open(&pod.netns).map_err(|source| PodError::Netns { path: pod.netns.clone(), source })?;
+        let netns = Netns::open(&pod.netns).map_err(|source| PodError::Netns {
+            path: pod.netns.clone(),
+            source,
+        })?;
         if Netns::current().is_ok_and(|own| own.inode() == netns.inode()) {
             return Err(PodError::OwnNetns(pod.netns));
         }
         self.shared.identities.prepare(&pod.identity).await?;
-        let listeners = Listeners::open(&netns).map_err(|(port, source)| PodError::Listen { port, source })?;
+        let listeners =
+            Listeners::open(&netns).map_err(|(port, source)| PodError::Listen { port, source })?;
         self.record(&pod)?;
         if pod.options.preserve_client_ip {
             client_ip::apply(&netns)?;
         }
         let applied = self.capture.apply(&pod, &netns)?;
         let client_ip = pod.options.preserve_client_ip;
-        let context = Arc::new(PodContext::new(pod, netns, client_ip, &self.shared.cluster_id));
+        let context = Arc::new(PodContext::new(
+            pod,
+            netns,
+            client_ip,
+            &self.shared.cluster_id,
+        ));
         workers.add(context.clone(), &listeners)?;
         self.captured.insert(context.pod.uid.clone(), context);
         Ok(applied)
@@ -122,7 +138,10 @@ impl Pods {
         match (capture, record) {
             (Ok(()), Ok(())) => tracing::info!(pod = %uid, "let go"),
             (capture, record) => {
-                let errors = [capture.err().map(|e| e.to_string()), record.err().map(|e| e.to_string())];
+                let errors = [
+                    capture.err().map(|e| e.to_string()),
+                    record.err().map(|e| e.to_string()),
+                ];
                 tracing::error!(pod = %uid, error = errors.into_iter().flatten().collect::<Vec<_>>().join("; "), "not wholly let go");
             }
         }
@@ -135,7 +154,10 @@ impl Pods {
             fs::create_dir_all(&self.records)?;
             fs::write(&path, pod.netns.as_os_str().as_encoded_bytes())
         };
-        write().map_err(|source| PodError::Record { path: path.clone(), source })
+        write().map_err(|source| PodError::Record {
+            path: path.clone(),
+            source,
+        })
     }
 }
 

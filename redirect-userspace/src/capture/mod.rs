@@ -1,8 +1,17 @@
 //! Capture: how a pod's connections come to the proxy. Backends: [`ebpf`], [`none`].
 
-use std::{io, path::{Path, PathBuf}, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use crate::{config::{Backend, CaptureConfig}, orig_dst::OrigDstResolver, pod::{Pod, PodUid}, sys::netns::Netns};
+use crate::{
+    config::{Backend, CaptureConfig},
+    orig_dst::OrigDstResolver,
+    pod::{Pod, PodUid},
+    sys::netns::Netns,
+};
 
 pub mod ebpf;
 pub mod none;
@@ -47,7 +56,10 @@ pub struct VerdictCount {
 }
 
 /// The backend that the configuration names. `cgroup` is the daemon's own.
-pub fn open(config: &CaptureConfig, cgroup: Option<&Path>) -> Result<Box<dyn Capture>, CaptureError> {
+pub fn open(
+    config: &CaptureConfig,
+    cgroup: Option<&Path>,
+) -> Result<Box<dyn Capture>, CaptureError> {
     let _ = cgroup;
     match config.backend {
         Backend::Ebpf => Err(CaptureError::NotInBuild),
@@ -72,12 +84,24 @@ pub enum Applied {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    #[error("the eBPF backend is not in this build; build the programs first with `cargo xtask build-ebpf`")]
+    #[error(
+        "the eBPF backend is not in this build; build the programs first with `cargo xtask build-ebpf`"
+    )]
     NotInBuild,
     #[error("{call} {object}: {source}{hint}")]
-    Syscall { call: &'static str, object: String, source: io::Error, hint: &'static str },
+    Syscall {
+        call: &'static str,
+        object: String,
+        source: io::Error,
+        hint: &'static str,
+    },
     #[error("pod {pod}: {what} {}: {source}", path.display())]
-    Pod { pod: PodUid, what: &'static str, path: PathBuf, source: io::Error },
+    Pod {
+        pod: PodUid,
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("{0}")]
     Other(String),
 }

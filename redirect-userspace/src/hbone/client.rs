@@ -13,7 +13,9 @@ use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
 use http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
 
-use super::{HboneError, MAX_FRAME, MAX_HEADER_LIST, MAX_SEND_BUFFER, Stream, connection_window, keepalive};
+use super::{
+    HboneError, MAX_FRAME, MAX_HEADER_LIST, MAX_SEND_BUFFER, Stream, connection_window, keepalive,
+};
 use crate::{config::HboneConfig, tls};
 
 /// A stream that could send nothing for this long counts as stalled.
@@ -74,10 +76,18 @@ pub struct Slot {
 
 impl Tunnel {
     /// Speaks HTTP/2 on a secured connection. The tunnel lives on the current worker until it is dropped or breaks.
-    pub async fn open(secured: tls::TlsStream, peer: SocketAddr, config: &HboneConfig, validity: Validity) -> Result<Self, HboneError> {
+    pub async fn open(
+        secured: tls::TlsStream,
+        peer: SocketAddr,
+        config: &HboneConfig,
+        validity: Validity,
+    ) -> Result<Self, HboneError> {
         let (requests, mut connection) = Builder::new()
             .initial_window_size(config.stream_window)
-            .initial_connection_window_size(connection_window(config, config.max_streams_per_tunnel))
+            .initial_connection_window_size(connection_window(
+                config,
+                config.max_streams_per_tunnel,
+            ))
             .max_frame_size(MAX_FRAME)
             .max_send_buffer_size(MAX_SEND_BUFFER)
             .max_header_list_size(MAX_HEADER_LIST)
@@ -85,10 +95,17 @@ impl Tunnel {
             .enable_push(false)
             .handshake(secured)
             .await
-            .map_err(|error| HboneError::Http2 { peer, error: Arc::new(error) })?;
-        let use_ = Rc::new(Use { idle_since: Cell::new(Some(Instant::now())), ..Use::default() });
+            .map_err(|error| HboneError::Http2 {
+                peer,
+                error: Arc::new(error),
+            })?;
+        let use_ = Rc::new(Use {
+            idle_since: Cell::new(Some(Instant::now())),
+            ..Use::default()
+        });
         let ping_pong = connection.ping_pong().expect("taken once");
-        let keepalive = keepalive::until_silent(ping_pong, config.ping_interval, config.ping_timeout);
+        let keepalive =
+            keepalive::until_silent(ping_pong, config.ping_interval, config.ping_timeout);
         let ended = use_.clone();
         tokio::task::spawn_local(async move {
             tokio::select! {
@@ -101,12 +118,21 @@ impl Tunnel {
             ended.closed.set(true);
         });
         let max_streams = config.max_streams_per_tunnel as usize;
-        Ok(Self { peer, requests, use_, max_streams, not_after: validity.not_after, roots: validity.roots })
+        Ok(Self {
+            peer,
+            requests,
+            use_,
+            max_streams,
+            not_after: validity.not_after,
+            roots: validity.roots,
+        })
     }
 
     /// Whether a new stream may go here.
     pub fn accepts(&self, trust: &Trust) -> bool {
-        let room = self.max_streams.min(self.requests.current_max_send_streams());
+        let room = self
+            .max_streams
+            .min(self.requests.current_max_send_streams());
         self.usable(trust) && self.use_.streams.get() < room && self.use_.stalled() < STALLED_LIMIT
     }
 
@@ -117,7 +143,10 @@ impl Tunnel {
 
     /// Whether no stream has used the tunnel for `limit`.
     pub fn idle_for(&self, limit: Duration) -> bool {
-        self.use_.idle_since.get().is_some_and(|since| since.elapsed() >= limit)
+        self.use_
+            .idle_since
+            .get()
+            .is_some_and(|since| since.elapsed() >= limit)
     }
 
     /// Takes a place; the caller has seen that the tunnel accepts.
@@ -126,28 +155,54 @@ impl Tunnel {
         self.use_.idle_since.set(None);
         let id = self.use_.next_id.get();
         self.use_.next_id.set(id.wrapping_add(1));
-        Slot { use_: self.use_.clone(), id }
+        Slot {
+            use_: self.use_.clone(),
+            id,
+        }
     }
 
     /// Asks the peer to connect to `authority`; the stream carries bytes once the peer answered 200.
     ///
     /// An error for which [`is_unprocessed`] holds may be retried on another tunnel.
-    pub async fn connect(&self, authority: SocketAddr, headers: ConnectHeaders) -> Result<Stream, HboneError> {
+    pub async fn connect(
+        &self,
+        authority: SocketAddr,
+        headers: ConnectHeaders,
+    ) -> Result<Stream, HboneError> {
         let peer = self.peer;
-        let http2 = |error| HboneError::Http2 { peer, error: Arc::new(error) };
-        let mut requests = self.requests.clone().ready().await.inspect_err(|_| self.use_.closed.set(true)).map_err(http2)?;
-        let (response, send) = requests.send_request(connect_request(authority, headers), false).map_err(http2)?;
+        let http2 = |error| HboneError::Http2 {
+            peer,
+            error: Arc::new(error),
+        };
+        let mut requests = self
+            .requests
+            .clone()
+            .ready()
+            .await
+            .inspect_err(|_| self.use_.closed.set(true))
+            .map_err(http2)?;
+        let (response, send) = requests
+            .send_request(connect_request(authority, headers), false)
+            .map_err(http2)?;
         let response = response.await.map_err(http2)?;
         if response.status() != StatusCode::OK {
-            return Err(HboneError::Status { peer, status: response.status(), authority: authority.to_string() });
+            return Err(HboneError::Status {
+                peer,
+                status: response.status(),
+                authority: authority.to_string(),
+            });
         }
-        Ok(Stream { send, recv: response.into_body() })
+        Ok(Stream {
+            send,
+            recv: response.into_body(),
+        })
     }
 }
 
 /// RFC 9113 section 8.5: CONNECT has neither scheme nor path.
 fn connect_request(authority: SocketAddr, headers: ConnectHeaders) -> Request<()> {
-    let authority = http::uri::Authority::try_from(authority.to_string()).expect("a socket address is an authority");
+    let authority = http::uri::Authority::try_from(authority.to_string())
+        .expect("a socket address is an authority");
     let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
     *request.version_mut() = Version::HTTP_2;
@@ -164,7 +219,9 @@ fn connect_request(authority: SocketAddr, headers: ConnectHeaders) -> Request<()
 /// Whether the peer said that it did not begin with the request (RFC 9113 section 8.7), or is going away.
 pub fn is_unprocessed(error: &HboneError) -> bool {
     match error {
-        HboneError::Http2 { error, .. } => error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM),
+        HboneError::Http2 { error, .. } => {
+            error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
+        }
         _ => false,
     }
 }
@@ -172,7 +229,11 @@ pub fn is_unprocessed(error: &HboneError) -> bool {
 impl Slot {
     /// The stream wants to send and the peer has given no window.
     pub fn waits(&self) {
-        self.use_.waiting.borrow_mut().entry(self.id).or_insert_with(Instant::now);
+        self.use_
+            .waiting
+            .borrow_mut()
+            .entry(self.id)
+            .or_insert_with(Instant::now);
     }
 
     /// The stream could send again.
@@ -194,6 +255,10 @@ impl Drop for Slot {
 
 impl Use {
     fn stalled(&self) -> usize {
-        self.waiting.borrow().values().filter(|since| since.elapsed() > STALLED_AFTER).count()
+        self.waiting
+            .borrow()
+            .values()
+            .filter(|since| since.elapsed() > STALLED_AFTER)
+            .count()
     }
 }

@@ -32,7 +32,10 @@ impl TraceParent {
         }
         let trace_id = u128::from_str_radix(trace, 16).ok().filter(|&id| id != 0)?;
         let parent_id = u64::from_str_radix(parent, 16).ok().filter(|&id| id != 0)?;
-        Some(Self { trace_id, parent_id })
+        Some(Self {
+            trace_id,
+            parent_id,
+        })
     }
 
     pub fn header(self) -> HeaderValue {
@@ -43,7 +46,8 @@ impl TraceParent {
 
 /// RFC 7239: `for="ip:port"`, IPv6 in brackets.
 pub fn forwarded(client: SocketAddr) -> HeaderValue {
-    HeaderValue::from_str(&format!("for=\"{client}\"")).expect("a socket address is printable ASCII")
+    HeaderValue::from_str(&format!("for=\"{client}\""))
+        .expect("a socket address is printable ASCII")
 }
 
 /// W3C Baggage of `members`; empty values are left out, others percent-encoded where the grammar asks for it.
@@ -57,7 +61,9 @@ pub fn baggage<'a>(members: impl IntoIterator<Item = (&'a str, &'a str)>) -> Hea
         text.push('=');
         for byte in value.bytes() {
             match byte {
-                0x21 | 0x23..=0x24 | 0x26..=0x2b | 0x2d..=0x3a | 0x3c..=0x5b | 0x5d..=0x7e => text.push(char::from(byte)),
+                0x21 | 0x23..=0x24 | 0x26..=0x2b | 0x2d..=0x3a | 0x3c..=0x5b | 0x5d..=0x7e => {
+                    text.push(char::from(byte))
+                }
                 other => write!(text, "%{other:02X}").expect("writing to a string"),
             }
         }
@@ -73,16 +79,35 @@ mod tests {
     fn traceparent_goes_round() {
         let sent = TraceParent::random();
         assert_eq!(TraceParent::parse(&sent.header()), Some(sent));
-        for bad in ["", "00-1-1-01", "01-00000000000000000000000000000001-0000000000000001-01", "00-x"] {
-            assert_eq!(TraceParent::parse(&HeaderValue::from_static(bad)), None, "{bad}");
+        for bad in [
+            "",
+            "00-1-1-01",
+            "01-00000000000000000000000000000001-0000000000000001-01",
+            "00-x",
+        ] {
+            assert_eq!(
+                TraceParent::parse(&HeaderValue::from_static(bad)),
+                None,
+                "{bad}"
+            );
         }
     }
 
     #[test]
     fn addresses_and_names_are_spelt_as_the_standards_ask() {
-        assert_eq!(forwarded("10.1.2.3:4".parse().unwrap()), "for=\"10.1.2.3:4\"");
-        assert_eq!(forwarded("[fd00::1]:4".parse().unwrap()), "for=\"[fd00::1]:4\"");
-        let header = baggage([("k8s.namespace.name", "a b"), ("service.version", ""), ("k8s.pod.name", "x,y=z")]);
+        assert_eq!(
+            forwarded("10.1.2.3:4".parse().unwrap()),
+            "for=\"10.1.2.3:4\""
+        );
+        assert_eq!(
+            forwarded("[fd00::1]:4".parse().unwrap()),
+            "for=\"[fd00::1]:4\""
+        );
+        let header = baggage([
+            ("k8s.namespace.name", "a b"),
+            ("service.version", ""),
+            ("k8s.pod.name", "x,y=z"),
+        ]);
         assert_eq!(header, "k8s.namespace.name=a%20b,k8s.pod.name=x%2Cy=z");
     }
 }

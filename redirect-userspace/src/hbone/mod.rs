@@ -40,19 +40,38 @@ fn connection_window(config: &HboneConfig, streams: u32) -> u32 {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum HboneError {
     #[error("connect to {peer}: {error}")]
-    Connect { peer: std::net::SocketAddr, error: std::sync::Arc<std::io::Error> },
+    Connect {
+        peer: std::net::SocketAddr,
+        error: std::sync::Arc<std::io::Error>,
+    },
     #[error("secure the tunnel to {peer}: {error}")]
-    Tls { peer: std::net::SocketAddr, error: std::sync::Arc<crate::tls::TlsError> },
+    Tls {
+        peer: std::net::SocketAddr,
+        error: std::sync::Arc<crate::tls::TlsError>,
+    },
     #[error("no certificate for {identity}: {error}")]
     Identity { identity: String, error: String },
     #[error("tunnel to {peer}: not done in {limit:?}")]
-    Timeout { peer: std::net::SocketAddr, limit: std::time::Duration },
+    Timeout {
+        peer: std::net::SocketAddr,
+        limit: std::time::Duration,
+    },
     #[error("tunnel to {peer}: HTTP/2: {error}")]
-    Http2 { peer: std::net::SocketAddr, error: std::sync::Arc<h2::Error> },
+    Http2 {
+        peer: std::net::SocketAddr,
+        error: std::sync::Arc<h2::Error>,
+    },
     #[error("{peer} answered {status} to CONNECT {authority}")]
-    Status { peer: std::net::SocketAddr, status: http::StatusCode, authority: String },
+    Status {
+        peer: std::net::SocketAddr,
+        status: http::StatusCode,
+        authority: String,
+    },
     #[error("{tunnels} tunnels to {peer} are full; see hbone.maxTunnelsPerPeer")]
-    TunnelLimit { peer: std::net::SocketAddr, tunnels: usize },
+    TunnelLimit {
+        peer: std::net::SocketAddr,
+        tunnels: usize,
+    },
     #[error("the daemon is draining")]
     Draining,
 }

@@ -62,13 +62,21 @@ enum Place {
 
 impl<C> Clone for Pool<C> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
+        Self {
+            shared: self.shared.clone(),
+        }
     }
 }
 
 impl<C: Connector + 'static> Pool<C> {
     pub fn new(connector: C, max_tunnels: usize) -> Self {
-        Self { shared: Rc::new(Shared { connector, max_tunnels, peers: RefCell::default() }) }
+        Self {
+            shared: Rc::new(Shared {
+                connector,
+                max_tunnels,
+                peers: RefCell::default(),
+            }),
+        }
     }
 
     /// Opens a stream to `authority` through a tunnel for `key`. `headers` is asked once for each attempt.
@@ -97,19 +105,28 @@ impl<C: Connector + 'static> Pool<C> {
     pub fn sweep(&self, limit: Duration) {
         let trust = self.shared.connector.trust();
         self.shared.peers.borrow_mut().retain(|_, peer| {
-            peer.tunnels.retain(|tunnel| tunnel.usable(&trust) && !tunnel.idle_for(limit));
+            peer.tunnels
+                .retain(|tunnel| tunnel.usable(&trust) && !tunnel.idle_for(limit));
             !peer.tunnels.is_empty() || peer.connecting.is_some()
         });
     }
 
     /// Forgets the tunnels of a pod; the streams in them go on.
     pub fn remove(&self, pod: &PodUid) {
-        self.shared.peers.borrow_mut().retain(|key, _| key.pod != *pod);
+        self.shared
+            .peers
+            .borrow_mut()
+            .retain(|key, _| key.pod != *pod);
     }
 
     /// Tunnels that may still take streams.
     pub fn len(&self) -> usize {
-        self.shared.peers.borrow().values().map(|peer| peer.tunnels.len()).sum()
+        self.shared
+            .peers
+            .borrow()
+            .values()
+            .map(|peer| peer.tunnels.len())
+            .sum()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -122,7 +139,10 @@ impl<C: Connector + 'static> Pool<C> {
                 Place::Here(tunnel, slot) => return Ok((tunnel, slot)),
                 Place::Wait(mut outcome) => {
                     // A closed channel means that the task was dropped with the worker.
-                    let outcome = outcome.wait_for(Option::is_some).await.map_err(|_| HboneError::Draining)?;
+                    let outcome = outcome
+                        .wait_for(Option::is_some)
+                        .await
+                        .map_err(|_| HboneError::Draining)?;
                     outcome.clone().expect("waited for")?;
                 }
             }
@@ -138,14 +158,22 @@ impl<C: Connector + 'static> Pool<C> {
         };
         peer.tunnels.retain(|tunnel| tunnel.usable(&trust));
         // The newest first: the others run empty and are closed as idle.
-        if let Some(tunnel) = peer.tunnels.iter().rev().find(|tunnel| tunnel.accepts(&trust)) {
+        if let Some(tunnel) = peer
+            .tunnels
+            .iter()
+            .rev()
+            .find(|tunnel| tunnel.accepts(&trust))
+        {
             return Ok(Place::Here(tunnel.clone(), tunnel.slot()));
         }
         if let Some(outcome) = &peer.connecting {
             return Ok(Place::Wait(outcome.clone()));
         }
         if peer.tunnels.len() >= self.shared.max_tunnels {
-            return Err(HboneError::TunnelLimit { peer: key.peer, tunnels: peer.tunnels.len() });
+            return Err(HboneError::TunnelLimit {
+                peer: key.peer,
+                tunnels: peer.tunnels.len(),
+            });
         }
         let (outcome, waiting) = watch::channel(None);
         peer.connecting = Some(waiting.clone());
@@ -164,7 +192,13 @@ impl<C: Connector + 'static> Pool<C> {
                 peer.connecting = None;
             }
             let result = result.map(|tunnel| {
-                shared.peers.borrow_mut().entry(key).or_default().tunnels.push(Rc::new(tunnel));
+                shared
+                    .peers
+                    .borrow_mut()
+                    .entry(key)
+                    .or_default()
+                    .tunnels
+                    .push(Rc::new(tunnel));
             });
             outcome.send_replace(Some(result));
         });

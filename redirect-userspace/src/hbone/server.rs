@@ -48,7 +48,10 @@ pub async fn serve(
         .max_header_list_size(MAX_HEADER_LIST)
         .max_concurrent_streams(streams)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS);
-    let handshake = tokio::time::timeout(config.handshake_timeout, builder.handshake::<_, Bytes>(secured));
+    let handshake = tokio::time::timeout(
+        config.handshake_timeout,
+        builder.handshake::<_, Bytes>(secured),
+    );
     let mut connection = handshake.await.map_err(|_| ServeError::Timeout)??;
     let ping_pong = connection.ping_pong().expect("taken once");
     let keepalive = keepalive::until_silent(ping_pong, config.ping_interval, config.ping_timeout);

@@ -27,8 +27,11 @@ const PRIORITY: u32 = 32764;
 const LOOPBACK: u32 = 1;
 
 /// In a pod's namespace; the first serves both families.
-const SYSCTLS: [&str; 3] =
-    ["net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect", "net/ipv6/fwmark_reflect"];
+const SYSCTLS: [&str; 3] = [
+    "net/ipv4/tcp_fwmark_accept",
+    "net/ipv4/fwmark_reflect",
+    "net/ipv6/fwmark_reflect",
+];
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientIpError {
@@ -37,7 +40,10 @@ pub enum ClientIpError {
     #[error("write {}: {source}; is /proc/sys read-only? set preserveClientIp: false to do without", path.display())]
     Sysctl { path: PathBuf, source: io::Error },
     #[error("{call} in the pod's namespace: {source}; set preserveClientIp: false to do without")]
-    Netlink { call: &'static str, source: rtnetlink::Error },
+    Netlink {
+        call: &'static str,
+        source: rtnetlink::Error,
+    },
     #[error("open a netlink socket: {0}")]
     Socket(#[source] io::Error),
 }
@@ -52,10 +58,12 @@ pub fn apply(netns: &Netns) -> Result<(), ClientIpError> {
             netlink(|handle| async move {
                 for family in families() {
                     let add = handle.route().add(route(family)).replace();
-                    ignore(add.execute().await, nix::libc::EEXIST).map_err(at("add the local route of table 100"))?;
+                    ignore(add.execute().await, nix::libc::EEXIST)
+                        .map_err(at("add the local route of table 100"))?;
                     let mut add = handle.rule().add();
                     *add.message_mut() = rule(family);
-                    ignore(add.execute().await, nix::libc::EEXIST).map_err(at("add the rule for marked packets"))?;
+                    ignore(add.execute().await, nix::libc::EEXIST)
+                        .map_err(at("add the rule for marked packets"))?;
                 }
                 Ok(())
             })
@@ -70,9 +78,11 @@ pub fn clean(netns: &Netns) -> Result<(), ClientIpError> {
             netlink(|handle| async move {
                 for family in families() {
                     let removed = handle.rule().del(rule(family)).execute().await;
-                    ignore(removed, nix::libc::ENOENT).map_err(at("remove the rule for marked packets"))?;
+                    ignore(removed, nix::libc::ENOENT)
+                        .map_err(at("remove the rule for marked packets"))?;
                     let removed = handle.route().del(route(family)).execute().await;
-                    ignore(removed, nix::libc::ESRCH).map_err(at("remove the local route of table 100"))?;
+                    ignore(removed, nix::libc::ESRCH)
+                        .map_err(at("remove the local route of table 100"))?;
                 }
                 Ok(())
             })?;
@@ -88,7 +98,9 @@ fn set(sysctl: &str, value: &str) -> Result<(), ClientIpError> {
     let path = PathBuf::from("/proc/sys").join(sysctl);
     match fs::write(&path, value) {
         // Without IPv6 in the kernel there is nothing to set.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && sysctl.starts_with("net/ipv6") => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && sysctl.starts_with("net/ipv6") => {
+            Ok(())
+        }
         result => result.map_err(|source| ClientIpError::Sysctl { path, source }),
     }
 }
@@ -96,7 +108,9 @@ fn set(sysctl: &str, value: &str) -> Result<(), ClientIpError> {
 /// IPv6 only where the namespace has it.
 fn families() -> impl Iterator<Item = AddressFamily> {
     let ipv6 = PathBuf::from("/proc/sys/net/ipv6").exists();
-    [AddressFamily::Inet].into_iter().chain(ipv6.then_some(AddressFamily::Inet6))
+    [AddressFamily::Inet]
+        .into_iter()
+        .chain(ipv6.then_some(AddressFamily::Inet6))
 }
 
 fn rule(family: AddressFamily) -> RuleMessage {
@@ -122,7 +136,11 @@ fn route(family: AddressFamily) -> RouteMessage {
 }
 
 fn local<T>(builder: RouteMessageBuilder<T>) -> RouteMessageBuilder<T> {
-    builder.table_id(TABLE).kind(RouteType::Local).scope(RouteScope::Host).output_interface(LOOPBACK)
+    builder
+        .table_id(TABLE)
+        .kind(RouteType::Local)
+        .scope(RouteScope::Host)
+        .output_interface(LOOPBACK)
 }
 
 /// Runs `f` with a netlink socket of the calling thread's namespace.
@@ -130,7 +148,10 @@ fn netlink<T, F>(f: impl FnOnce(Handle) -> F) -> Result<T, ClientIpError>
 where
     F: Future<Output = Result<T, ClientIpError>>,
 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientIpError::Socket)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ClientIpError::Socket)?;
     runtime.block_on(async {
         let (connection, handle, _) = new_connection().map_err(ClientIpError::Socket)?;
         let connection = tokio::spawn(connection);

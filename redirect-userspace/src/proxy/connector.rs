@@ -33,14 +33,21 @@ impl TunnelConnector {
 
 impl Connector for TunnelConnector {
     fn connect(&self, key: &PoolKey) -> impl Future<Output = Result<Tunnel, HboneError>> + 'static {
-        let netns = self.pods.borrow().get(&key.pod).map(|running| running.context.netns.clone());
+        let netns = self
+            .pods
+            .borrow()
+            .get(&key.pod)
+            .map(|running| running.context.netns.clone());
         let (shared, key) = (self.shared.clone(), key.clone());
         async move {
             // A pod that was removed opens no more tunnels.
             let netns = netns.ok_or(HboneError::Draining)?;
             let limit = shared.hbone.handshake_timeout;
             let made = tokio::time::timeout(limit, open(&shared, &netns, &key)).await;
-            made.map_err(|_| HboneError::Timeout { peer: key.peer, limit })?
+            made.map_err(|_| HboneError::Timeout {
+                peer: key.peer,
+                limit,
+            })?
         }
     }
 
@@ -51,23 +58,54 @@ impl Connector for TunnelConnector {
 
 /// What tunnels are measured against now.
 pub fn trust(shared: &Shared) -> Trust {
-    Trust { now: shared.identities.clock().now(), roots: shared.identities.roots().fingerprint }
+    Trust {
+        now: shared.identities.clock().now(),
+        roots: shared.identities.roots().fingerprint,
+    }
 }
 
 async fn open(shared: &Shared, netns: &Netns, key: &PoolKey) -> Result<Tunnel, HboneError> {
     let peer = key.peer;
-    let no_certificate =
-        |error: identity::IdentityError| HboneError::Identity { identity: key.source.to_string(), error: error.to_string() };
+    let no_certificate = |error: identity::IdentityError| HboneError::Identity {
+        identity: key.source.to_string(),
+        error: error.to_string(),
+    };
     // Read before the handshake: if the roots change meanwhile, the tunnel counts as made under the old ones.
     let roots = shared.identities.roots().fingerprint;
-    let own_not_after = shared.identities.get(&key.source).map_err(no_certificate)?.not_after;
-    let config = shared.tls.client(&key.source, &key.accepted).map_err(no_certificate)?;
-    let options = ClientOptions { bind: Some(key.source_ip), ..ClientOptions::default() };
-    let tcp = connect(netns, peer, options).await.map_err(|error| HboneError::Connect { peer, error: Arc::new(error) })?;
-    let secured =
-        tls::connect(tcp, config).await.map_err(|error| HboneError::Tls { peer, error: Arc::new(error) })?;
-    let not_after = peer_not_after(&secured.peer_certificates).map_or(own_not_after, |theirs| theirs.min(own_not_after));
-    Tunnel::open(secured.stream, peer, &shared.hbone, Validity { not_after, roots }).await
+    let own_not_after = shared
+        .identities
+        .get(&key.source)
+        .map_err(no_certificate)?
+        .not_after;
+    let config = shared
+        .tls
+        .client(&key.source, &key.accepted)
+        .map_err(no_certificate)?;
+    let options = ClientOptions {
+        bind: Some(key.source_ip),
+        ..ClientOptions::default()
+    };
+    let tcp = connect(netns, peer, options)
+        .await
+        .map_err(|error| HboneError::Connect {
+            peer,
+            error: Arc::new(error),
+        })?;
+    let secured = tls::connect(tcp, config)
+        .await
+        .map_err(|error| HboneError::Tls {
+            peer,
+            error: Arc::new(error),
+        })?;
+    let not_after = peer_not_after(&secured.peer_certificates)
+        .map_or(own_not_after, |theirs| theirs.min(own_not_after));
+    Tunnel::open(
+        secured.stream,
+        peer,
+        &shared.hbone,
+        Validity { not_after, roots },
+    )
+    .await
 }
 
 /// When the peer's proof expires; `None` only for a chain that the verifier would have refused.
@@ -76,7 +114,13 @@ fn peer_not_after(chain: &[rustls::pki_types::CertificateDer<'static>]) -> Optio
 }
 
 /// Connects from inside `netns`.
-pub async fn connect(netns: &Netns, destination: std::net::SocketAddr, options: ClientOptions) -> std::io::Result<TcpStream> {
+pub async fn connect(
+    netns: &Netns,
+    destination: std::net::SocketAddr,
+    options: ClientOptions,
+) -> std::io::Result<TcpStream> {
     let socket = socket::client(netns, destination, options)?;
-    TcpSocket::from_std_stream(socket.into()).connect(destination).await
+    TcpSocket::from_std_stream(socket.into())
+        .connect(destination)
+        .await
 }

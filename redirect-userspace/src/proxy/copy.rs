@@ -48,11 +48,27 @@ pub enum CopyError {
 }
 
 /// Copies between `tcp` and an HBONE stream. `slot` learns when the peer's window holds the stream up.
-pub async fn hbone(mut tcp: TcpStream, stream: Stream, slot: Option<&Slot>, traffic: &Traffic) -> Result<(), CopyError> {
+pub async fn hbone(
+    mut tcp: TcpStream,
+    stream: Stream,
+    slot: Option<&Slot>,
+    traffic: &Traffic,
+) -> Result<(), CopyError> {
     let Stream { send, recv } = stream;
     let (read, write) = tcp.split();
-    let mut up = ToStream { read, send, slot, ended: false };
-    let mut down = FromStream { recv, write, chunks: VecDeque::new(), ended: false, done: false };
+    let mut up = ToStream {
+        read,
+        send,
+        slot,
+        ended: false,
+    };
+    let mut down = FromStream {
+        recv,
+        write,
+        chunks: VecDeque::new(),
+        ended: false,
+        done: false,
+    };
     let result = poll_fn(|cx| {
         // Both directions are polled: an error in either ends the connection, and each keeps its own waker.
         let down_done = down.poll(cx, traffic)?.is_ready();
@@ -159,7 +175,9 @@ impl FromStream<'_> {
         while !self.done {
             while !self.ended && self.chunks.len() < GATHER {
                 match self.recv.poll_data(cx) {
-                    Poll::Ready(Some(chunk)) => self.chunks.extend(Some(chunk?).filter(|chunk| !chunk.is_empty())),
+                    Poll::Ready(Some(chunk)) => self
+                        .chunks
+                        .extend(Some(chunk?).filter(|chunk| !chunk.is_empty())),
                     Poll::Ready(None) => self.ended = true,
                     Poll::Pending => break,
                 }
@@ -176,7 +194,10 @@ impl FromStream<'_> {
             for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
                 *slice = IoSlice::new(chunk);
             }
-            let n = ready!(Pin::new(&mut self.write).poll_write_vectored(cx, &slices[..self.chunks.len()])).map_err(CopyError::App)?;
+            let n = ready!(
+                Pin::new(&mut self.write).poll_write_vectored(cx, &slices[..self.chunks.len()])
+            )
+            .map_err(CopyError::App)?;
             self.advance(n);
             // Only what the app took is given back to the sender: a stalled app stops its own stream and no other.
             self.recv.flow_control().release_capacity(n)?;
@@ -199,15 +220,29 @@ impl FromStream<'_> {
 }
 
 /// Copies between an app and a destination outside the mesh.
-pub async fn passthrough(mut app: TcpStream, mut peer: TcpStream, traffic: &Traffic) -> Result<(), CopyError> {
+pub async fn passthrough(
+    mut app: TcpStream,
+    mut peer: TcpStream,
+    traffic: &Traffic,
+) -> Result<(), CopyError> {
     let (app_read, app_write) = app.split();
     let (peer_read, peer_write) = peer.split();
     let mut up = Pipe::new(app_read, peer_write);
     let mut down = Pipe::new(peer_read, app_write);
     let result = poll_fn(|cx| {
-        let up_done = up.poll(cx, |n| traffic.from_app(n)).map_err(|end| end.or(CopyError::App, CopyError::Peer))?.is_ready();
-        let down_done = down.poll(cx, |n| traffic.to_app(n)).map_err(|end| end.or(CopyError::Peer, CopyError::App))?.is_ready();
-        if up_done && down_done { Poll::Ready(Ok(())) } else { Poll::Pending }
+        let up_done = up
+            .poll(cx, |n| traffic.from_app(n))
+            .map_err(|end| end.or(CopyError::App, CopyError::Peer))?
+            .is_ready();
+        let down_done = down
+            .poll(cx, |n| traffic.to_app(n))
+            .map_err(|end| end.or(CopyError::Peer, CopyError::App))?
+            .is_ready();
+        if up_done && down_done {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
     })
     .await;
     if result.is_err() {
@@ -233,7 +268,11 @@ enum PipeError {
 }
 
 impl PipeError {
-    fn or(self, read: impl FnOnce(io::Error) -> CopyError, write: impl FnOnce(io::Error) -> CopyError) -> CopyError {
+    fn or(
+        self,
+        read: impl FnOnce(io::Error) -> CopyError,
+        write: impl FnOnce(io::Error) -> CopyError,
+    ) -> CopyError {
         match self {
             Self::Read(error) => read(error),
             Self::Write(error) => write(error),
@@ -243,13 +282,25 @@ impl PipeError {
 
 impl<'a> Pipe<'a> {
     fn new(read: ReadHalf<'a>, write: WriteHalf<'a>) -> Self {
-        Self { read, write, buffer: None, pending: 0..0, done: false }
+        Self {
+            read,
+            write,
+            buffer: None,
+            pending: 0..0,
+            done: false,
+        }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, mut carried: impl FnMut(usize)) -> Poll<Result<(), PipeError>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut carried: impl FnMut(usize),
+    ) -> Poll<Result<(), PipeError>> {
         while !self.done {
             if let Some(buffer) = self.buffer.as_ref().filter(|_| !self.pending.is_empty()) {
-                let n = ready!(Pin::new(&mut self.write).poll_write(cx, &buffer[self.pending.clone()])).map_err(PipeError::Write)?;
+                let n =
+                    ready!(Pin::new(&mut self.write).poll_write(cx, &buffer[self.pending.clone()]))
+                        .map_err(PipeError::Write)?;
                 self.pending.start += n;
                 carried(n);
                 continue;

@@ -18,7 +18,8 @@ use tokio::{
 };
 
 use super::{
-    Admission, PodContext, authority::inbound_target, client_ip, connector, copy, refused, worker::Worker,
+    Admission, PodContext, authority::inbound_target, client_ip, connector, copy, refused,
+    worker::Worker,
 };
 use crate::{
     hbone::{Stream, TraceParent, server},
@@ -50,7 +51,12 @@ struct Share {
 }
 
 impl Share {
-    fn ask(limits: &Rc<Limits>, source: IpAddr, max_tunnels: usize, max_handshakes: usize) -> Result<Self, &'static str> {
+    fn ask(
+        limits: &Rc<Limits>,
+        source: IpAddr,
+        max_tunnels: usize,
+        max_handshakes: usize,
+    ) -> Result<Self, &'static str> {
         if limits.tunnels.get() >= max_tunnels {
             return Err("tunnel_limit");
         }
@@ -62,7 +68,11 @@ impl Share {
         *shaking += 1;
         limits.tunnels.set(limits.tunnels.get() + 1);
         drop(handshakes);
-        Ok(Self { limits: limits.clone(), source, shaking: true })
+        Ok(Self {
+            limits: limits.clone(),
+            source,
+            shaking: true,
+        })
     }
 
     fn shook_hands(&mut self) {
@@ -87,19 +97,35 @@ impl Drop for Share {
 
 impl Acceptor {
     pub fn new(worker: Rc<Worker>, context: Arc<PodContext>) -> Self {
-        Self { worker, context, limits: Rc::default() }
+        Self {
+            worker,
+            context,
+            limits: Rc::default(),
+        }
     }
 
     /// Takes an accepted connection; returns at once.
     pub fn accepted(&self, stream: TcpStream, client: SocketAddr) {
         let hbone = &self.worker.shared.hbone;
-        match Share::ask(&self.limits, client.ip(), hbone.max_inbound_tunnels, hbone.max_handshakes_per_source) {
+        match Share::ask(
+            &self.limits,
+            client.ip(),
+            hbone.max_inbound_tunnels,
+            hbone.max_handshakes_per_source,
+        ) {
             Ok(share) => {
                 let (worker, context) = (self.worker.clone(), self.context.clone());
-                self.worker.spawn(serve(worker, context, stream, client, share));
+                self.worker
+                    .spawn(serve(worker, context, stream, client, share));
             }
             Err(reason) => {
-                refused(&self.worker.shared, &self.context, Direction::inbound, reason, client);
+                refused(
+                    &self.worker.shared,
+                    &self.context,
+                    Direction::inbound,
+                    reason,
+                    client,
+                );
                 reset_on_close(&stream);
             }
         }
@@ -112,7 +138,13 @@ struct Caller {
     peer: Peer,
 }
 
-async fn serve(worker: Rc<Worker>, context: Arc<PodContext>, stream: TcpStream, client: SocketAddr, mut share: Share) {
+async fn serve(
+    worker: Rc<Worker>,
+    context: Arc<PodContext>,
+    stream: TcpStream,
+    client: SocketAddr,
+    mut share: Share,
+) {
     let shared = &worker.shared;
     let roots = shared.identities.roots().fingerprint;
     let (stream, peer) = match Box::pin(secure(&worker, &context, stream)).await {
@@ -127,10 +159,22 @@ async fn serve(worker: Rc<Worker>, context: Arc<PodContext>, stream: TcpStream, 
         }
     };
     share.shook_hands();
-    let not_after = shared.identities.get(&context.pod.identity).map_or(peer.not_after, |own| own.not_after.min(peer.not_after));
-    let caller = Rc::new(Caller { address: client, peer });
+    let not_after = shared
+        .identities
+        .get(&context.pod.identity)
+        .map_or(peer.not_after, |own| own.not_after.min(peer.not_after));
+    let caller = Rc::new(Caller {
+        address: client,
+        peer,
+    });
     tracing::debug!(pod = %context.pod.uid, src.addr = %client, src.identity = %caller.peer.uri, "tunnel opened");
-    let open = shared.metrics.tunnels.get_or_create(&DirectionLabel { direction: Direction::inbound }).clone();
+    let open = shared
+        .metrics
+        .tunnels
+        .get_or_create(&DirectionLabel {
+            direction: Direction::inbound,
+        })
+        .clone();
     open.inc();
     let trusted = || {
         let trust = connector::trust(shared);
@@ -140,7 +184,9 @@ async fn serve(worker: Rc<Worker>, context: Arc<PodContext>, stream: TcpStream, 
         let (at, context, caller) = (worker.clone(), context.clone(), caller.clone());
         worker.spawn(async move { carry(at, context, caller, request, respond).await });
     };
-    if let Err(error) = server::serve(stream, &shared.hbone, worker.drain.clone(), trusted, handle).await {
+    if let Err(error) =
+        server::serve(stream, &shared.hbone, worker.drain.clone(), trusted, handle).await
+    {
         shared.metrics.failed(Direction::inbound, "tunnel_broken");
         tracing::info!(pod = %context.pod.uid, src.addr = %client, src.identity = %caller.peer.uri, %error, "tunnel broke");
     }
@@ -172,10 +218,16 @@ impl SecureError {
     }
 }
 
-async fn secure(worker: &Worker, context: &PodContext, stream: TcpStream) -> Result<(tls::TlsStream, Peer), SecureError> {
+async fn secure(
+    worker: &Worker,
+    context: &PodContext,
+    stream: TcpStream,
+) -> Result<(tls::TlsStream, Peer), SecureError> {
     let config = worker.shared.tls.server(&context.pod.identity)?;
     let limit = worker.shared.hbone.handshake_timeout;
-    let established = timeout(limit, tls::accept(stream, config)).await.map_err(|_| SecureError::Timeout(limit))??;
+    let established = timeout(limit, tls::accept(stream, config))
+        .await
+        .map_err(|_| SecureError::Timeout(limit))??;
     let peer = crate::identity::tls::peer(&established.peer_certificates)?;
     Ok((established.stream, peer))
 }
@@ -188,12 +240,18 @@ async fn carry(
     mut respond: SendResponse<Bytes>,
 ) {
     let began = Instant::now();
-    let trace = request.headers().get("traceparent").and_then(TraceParent::parse);
+    let trace = request
+        .headers()
+        .get("traceparent")
+        .and_then(TraceParent::parse);
     let opened = Box::pin(open(&worker, &context, &caller, &request)).await;
     let (app, _admission) = match opened {
         Ok(opened) => opened,
         Err(refusal) => {
-            worker.shared.metrics.failed(Direction::inbound, refusal.reason);
+            worker
+                .shared
+                .metrics
+                .failed(Direction::inbound, refusal.reason);
             tracing::warn!(
                 target: "redirect::access", direction = "inbound", pod = %context.pod.uid, src.addr = %caller.address,
                 src.identity = %caller.peer.uri, authority = ?request.uri().authority().map(|a| a.as_str()),
@@ -211,7 +269,10 @@ async fn carry(
     let destination = app.peer_addr().ok();
     let result = match respond.send_response(Response::new(()), false) {
         Ok(send) => {
-            let stream = Stream { send, recv: request.into_body() };
+            let stream = Stream {
+                send,
+                recv: request.into_body(),
+            };
             copy::hbone(app, stream, None, &traffic).await
         }
         Err(error) => {
@@ -248,7 +309,11 @@ struct Refusal {
 
 impl Refusal {
     fn new(status: StatusCode, reason: &'static str, error: impl ToString) -> Self {
-        Self { status, reason, error: error.to_string() }
+        Self {
+            status,
+            reason,
+            error: error.to_string(),
+        }
     }
 }
 
@@ -260,33 +325,69 @@ async fn open(
 ) -> Result<(TcpStream, Admission), Refusal> {
     let shared = &worker.shared;
     if request.method() != Method::CONNECT {
-        return Err(Refusal::new(StatusCode::BAD_REQUEST, "not_connect", format!("method {}", request.method())));
+        return Err(Refusal::new(
+            StatusCode::BAD_REQUEST,
+            "not_connect",
+            format!("method {}", request.method()),
+        ));
     }
-    let authority = request.uri().authority().map_or("", |authority| authority.as_str());
+    let authority = request
+        .uri()
+        .authority()
+        .map_or("", |authority| authority.as_str());
     let workloads = shared.workloads.snapshot();
     let app = inbound_target(workloads.as_deref(), &context.pod, authority)
         .map_err(|error| Refusal::new(error.status(), error.as_str(), error))?;
     drop(workloads);
-    let admission = Admission::ask(context, shared.proxy.max_connections_per_pod).ok_or_else(|| {
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "pod_connection_limit", "too many connections in this pod")
-    })?;
+    let admission =
+        Admission::ask(context, shared.proxy.max_connections_per_pod).ok_or_else(|| {
+            Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "pod_connection_limit",
+                "too many connections in this pod",
+            )
+        })?;
     let stream = connect_app(worker, context, caller.address.ip(), app).await?;
     Ok((stream, admission))
 }
 
-async fn connect_app(worker: &Worker, context: &PodContext, client: IpAddr, app: SocketAddr) -> Result<TcpStream, Refusal> {
+async fn connect_app(
+    worker: &Worker,
+    context: &PodContext,
+    client: IpAddr,
+    app: SocketAddr,
+) -> Result<TcpStream, Refusal> {
     let options = if context.client_ip && client.is_ipv4() == app.is_ipv4() {
-        ClientOptions { bind: Some(client), transparent: true, mark: Some(client_ip::MARK) }
+        ClientOptions {
+            bind: Some(client),
+            transparent: true,
+            mark: Some(client_ip::MARK),
+        }
     } else {
         ClientOptions::default()
     };
-    let limit: Timeout<_> = timeout(worker.shared.proxy.connect_timeout, connector::connect(&context.netns, app, options));
+    let limit: Timeout<_> = timeout(
+        worker.shared.proxy.connect_timeout,
+        connector::connect(&context.netns, app, options),
+    );
     match limit.await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => {
-            let reason = if error.kind() == std::io::ErrorKind::ConnectionRefused { "app_refused" } else { "app_connect" };
-            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason, format!("connect to {app}: {error}")))
+            let reason = if error.kind() == std::io::ErrorKind::ConnectionRefused {
+                "app_refused"
+            } else {
+                "app_connect"
+            };
+            Err(Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                reason,
+                format!("connect to {app}: {error}"),
+            ))
         }
-        Err(_) => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "app_timeout", format!("connect to {app}: no answer in time"))),
+        Err(_) => Err(Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "app_timeout",
+            format!("connect to {app}: no answer in time"),
+        )),
     }
 }

@@ -32,11 +32,17 @@ impl Listeners {
     /// Listens inside `netns`; an error names the port.
     pub fn open(netns: &Netns) -> Result<Self, (u16, io::Error)> {
         let listen = |port| socket::listen(netns, port).map_err(|error| (port, error));
-        Ok(Self { outbound: listen(ports::OUTBOUND)?, hbone: listen(ports::INBOUND_HBONE)? })
+        Ok(Self {
+            outbound: listen(ports::OUTBOUND)?,
+            hbone: listen(ports::INBOUND_HBONE)?,
+        })
     }
 
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { outbound: self.outbound.try_clone()?, hbone: self.hbone.try_clone()? })
+        Ok(Self {
+            outbound: self.outbound.try_clone()?,
+            hbone: self.hbone.try_clone()?,
+        })
     }
 }
 

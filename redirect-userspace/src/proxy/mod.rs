@@ -70,7 +70,13 @@ impl PodContext {
             ("k8s.pod.name", pod.name.as_str()),
             ("service.name", pod.name.as_str()),
         ]);
-        Self { pod, netns, client_ip, baggage, connections: AtomicUsize::new(0) }
+        Self {
+            pod,
+            netns,
+            client_ip,
+            baggage,
+            connections: AtomicUsize::new(0),
+        }
     }
 
     /// The address to open a tunnel from: the app's own where it is the pod's, else the pod's of that family.
@@ -103,7 +109,13 @@ impl Drop for Admission {
 }
 
 /// Counts and logs what was refused before it became a connection.
-fn refused(shared: &Shared, context: &PodContext, direction: Direction, reason: &'static str, client: std::net::SocketAddr) {
+fn refused(
+    shared: &Shared,
+    context: &PodContext,
+    direction: Direction,
+    reason: &'static str,
+    client: std::net::SocketAddr,
+) {
     shared.metrics.failed(direction, reason);
     tracing::info!(target: "redirect::access", pod = %context.pod.uid, direction = ?direction, src = %client, reason, "refused");
 }

@@ -16,7 +16,9 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    hbone::{self, HboneError, Stream, TraceParent, client::ConnectHeaders, client::Slot, pool::PoolKey},
+    hbone::{
+        self, HboneError, Stream, TraceParent, client::ConnectHeaders, client::Slot, pool::PoolKey,
+    },
     sys::socket::{ClientOptions, reset_on_close},
     telemetry::{Direction, Traffic},
 };
@@ -33,7 +35,10 @@ enum OutboundError {
     #[error(transparent)]
     Hbone(#[from] HboneError),
     #[error("connect to {destination}: {error}")]
-    Connect { destination: SocketAddr, error: std::io::Error },
+    Connect {
+        destination: SocketAddr,
+        error: std::io::Error,
+    },
     #[error("connect to {0}: no answer in time")]
     ConnectTimeout(SocketAddr),
     #[error("the pod has no address of the family of {0}")]
@@ -55,9 +60,21 @@ impl OutboundError {
 }
 
 /// Takes an accepted connection; returns at once.
-pub fn accepted(worker: &Rc<Worker>, context: &Arc<PodContext>, app: TcpStream, client: SocketAddr) {
-    let Some(admission) = Admission::ask(context, worker.shared.proxy.max_connections_per_pod) else {
-        refused(&worker.shared, context, Direction::outbound, "pod_connection_limit", client);
+pub fn accepted(
+    worker: &Rc<Worker>,
+    context: &Arc<PodContext>,
+    app: TcpStream,
+    client: SocketAddr,
+) {
+    let Some(admission) = Admission::ask(context, worker.shared.proxy.max_connections_per_pod)
+    else {
+        refused(
+            &worker.shared,
+            context,
+            Direction::outbound,
+            "pod_connection_limit",
+            client,
+        );
         reset_on_close(&app);
         return;
     };
@@ -79,13 +96,23 @@ async fn carry(worker: Rc<Worker>, context: Arc<PodContext>, app: TcpStream, cli
     let began = Instant::now();
     let traffic = Traffic::outbound(&worker.shared.outbound);
     // What is needed only until the connection stands is boxed away from what an idle connection keeps.
-    let mut log = AccessLog { context: &context, client, began, trace: None, destination: None, via: None };
+    let mut log = AccessLog {
+        context: &context,
+        client,
+        began,
+        trace: None,
+        destination: None,
+        via: None,
+    };
     let opened = match Box::pin(open(&worker, &context, &app, client, &mut log)).await {
         Ok(opened) => opened,
         Err(error) => {
             // connect() succeeded long ago: only a reset still tells the app that there is nobody.
             reset_on_close(&app);
-            worker.shared.metrics.failed(Direction::outbound, error.reason());
+            worker
+                .shared
+                .metrics
+                .failed(Direction::outbound, error.reason());
             log.failed(&error);
             return;
         }
@@ -109,8 +136,10 @@ async fn open(
 ) -> Result<Opened, OutboundError> {
     let shared = &worker.shared;
     let local = app.local_addr().map_err(|_| OutboundError::NoOrigDst)?;
-    let orig_dst =
-        shared.orig_dst.resolve(app.as_fd(), local, &context.pod.ips).ok_or(OutboundError::NoOrigDst)?;
+    let orig_dst = shared
+        .orig_dst
+        .resolve(app.as_fd(), local, &context.pod.ips)
+        .ok_or(OutboundError::NoOrigDst)?;
     log.destination = Some(orig_dst.addr);
     let workloads = match shared.workloads.snapshot() {
         Some(workloads) => workloads,
@@ -119,7 +148,10 @@ async fn open(
             shared.workloads.snapshot().ok_or(OutboundError::NotReady)?
         }
     };
-    let source = Source { network: &shared.network, namespace: &context.pod.namespace };
+    let source = Source {
+        network: &shared.network,
+        namespace: &context.pod.namespace,
+    };
     let routed = route(&workloads, source, orig_dst.addr, worker.pick());
     drop(workloads);
     match routed {
@@ -139,7 +171,9 @@ async fn open_hbone(
     to: HboneRoute,
     log: &mut AccessLog<'_>,
 ) -> Result<Opened, OutboundError> {
-    let source_ip = context.source_ip(client.ip(), to.peer.ip()).ok_or(OutboundError::NoSource(to.peer))?;
+    let source_ip = context
+        .source_ip(client.ip(), to.peer.ip())
+        .ok_or(OutboundError::NoSource(to.peer))?;
     let key = PoolKey {
         pod: context.pod.uid.clone(),
         source_ip,
@@ -165,8 +199,12 @@ async fn open_plain(
     destination: SocketAddr,
 ) -> Result<Opened, OutboundError> {
     // The app's own source address, where it chose one of several; else the routing table's choice, as without us.
-    let bind = Some(app_ip).filter(|ip| context.pod.ips.contains(ip) && ip.is_ipv4() == destination.is_ipv4());
-    let options = ClientOptions { bind, ..ClientOptions::default() };
+    let bind = Some(app_ip)
+        .filter(|ip| context.pod.ips.contains(ip) && ip.is_ipv4() == destination.is_ipv4());
+    let options = ClientOptions {
+        bind,
+        ..ClientOptions::default()
+    };
     let connecting = connector::connect(&context.netns, destination, options);
     let peer = timeout(worker.shared.proxy.connect_timeout, connecting)
         .await

@@ -17,7 +17,10 @@ use tokio::{
     task::LocalSet,
 };
 
-use super::{Listeners, PodContext, Shared, connector::TunnelConnector, inbound, listener::accept_loop, outbound};
+use super::{
+    Listeners, PodContext, Shared, connector::TunnelConnector, inbound, listener::accept_loop,
+    outbound,
+};
 use crate::{hbone::pool::Pool, pod::PodUid};
 
 /// How often idle tunnels are looked for.
@@ -59,7 +62,11 @@ impl Workers {
             threads.push(thread);
             commands.push(sender);
         }
-        Ok(Self { threads, commands, drain })
+        Ok(Self {
+            threads,
+            commands,
+            drain,
+        })
     }
 
     /// Starts to accept the pod's connections, on every worker.
@@ -67,8 +74,13 @@ impl Workers {
         for (index, worker) in self.commands.iter().enumerate() {
             let listeners = listeners
                 .try_clone()
-                .map_err(|source| WorkersError::Clone { pod: context.pod.uid.clone(), source })?;
-            worker.send(Command::Add(context.clone(), listeners)).map_err(|_| WorkersError::Ended(index))?;
+                .map_err(|source| WorkersError::Clone {
+                    pod: context.pod.uid.clone(),
+                    source,
+                })?;
+            worker
+                .send(Command::Add(context.clone(), listeners))
+                .map_err(|_| WorkersError::Ended(index))?;
         }
         Ok(())
     }
@@ -141,8 +153,14 @@ impl Drop for Alive {
     }
 }
 
-fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>, drain: watch::Receiver<bool>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+fn run(
+    shared: Arc<Shared>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    drain: watch::Receiver<bool>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -155,7 +173,11 @@ fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Command>, drain: w
     // Dropping the set ends what the drain limit cut off; the sockets close with it.
 }
 
-async fn serve(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Command>, mut drain: watch::Receiver<bool>) {
+async fn serve(
+    shared: Arc<Shared>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    mut drain: watch::Receiver<bool>,
+) {
     let pods: Rc<RefCell<HashMap<PodUid, RunningPod>>> = Rc::default();
     let connector = TunnelConnector::new(shared.clone(), pods.clone());
     let worker = Rc::new(Worker {
@@ -190,8 +212,15 @@ async fn serve(shared: Arc<Shared>, mut commands: mpsc::UnboundedReceiver<Comman
         pod.stop.send_replace(true);
     }
     let limit = worker.shared.proxy.drain;
-    if tokio::time::timeout(limit, worker.all_ended()).await.is_err() {
-        tracing::warn!(connections = worker.alive.get(), ?limit, "drain limit reached, cutting what is left");
+    if tokio::time::timeout(limit, worker.all_ended())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            connections = worker.alive.get(),
+            ?limit,
+            "drain limit reached, cutting what is left"
+        );
     }
 }
 
@@ -208,7 +237,11 @@ impl Drop for RunningPod {
     }
 }
 
-fn start_pod(worker: &Rc<Worker>, context: Arc<PodContext>, listeners: Listeners) -> Option<RunningPod> {
+fn start_pod(
+    worker: &Rc<Worker>,
+    context: Arc<PodContext>,
+    listeners: Listeners,
+) -> Option<RunningPod> {
     let register = |listener| TcpListener::from_std(listener);
     let (outbound, hbone) = match (register(listeners.outbound), register(listeners.hbone)) {
         (Ok(outbound), Ok(hbone)) => (outbound, hbone),
@@ -219,12 +252,22 @@ fn start_pod(worker: &Rc<Worker>, context: Arc<PodContext>, listeners: Listeners
     };
     let stop = watch::Sender::new(false);
     let (at, pod) = (worker.clone(), context.clone());
-    let outbound = accept_loop(outbound, context.clone(), stop.subscribe(), move |stream, client| {
-        outbound::accepted(&at, &pod, stream, client);
-    });
+    let outbound = accept_loop(
+        outbound,
+        context.clone(),
+        stop.subscribe(),
+        move |stream, client| {
+            outbound::accepted(&at, &pod, stream, client);
+        },
+    );
     tokio::task::spawn_local(outbound);
     let inbound = inbound::Acceptor::new(worker.clone(), context.clone());
-    let hbone = accept_loop(hbone, context.clone(), stop.subscribe(), move |stream, client| inbound.accepted(stream, client));
+    let hbone = accept_loop(
+        hbone,
+        context.clone(),
+        stop.subscribe(),
+        move |stream, client| inbound.accepted(stream, client),
+    );
     tokio::task::spawn_local(hbone);
     Some(RunningPod { context, stop })
 }

@@ -1,7 +1,13 @@
 //! Network namespaces: opening them, and running code or making sockets inside.
 
 use std::{
-    cell::Cell, fs::File, io, os::fd::{AsFd, BorrowedFd}, os::unix::fs::MetadataExt, path::{Path, PathBuf}, sync::Arc,
+    cell::Cell,
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::sched::{CloneFlags, setns};
@@ -19,7 +25,11 @@ impl Netns {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let inode = file.metadata()?.ino();
-        Ok(Self { file: Arc::new(file), inode, path: path.into() })
+        Ok(Self {
+            file: Arc::new(file),
+            inode,
+            path: path.into(),
+        })
     }
 
     /// The calling thread's own namespace.
@@ -57,11 +67,15 @@ impl Netns {
     /// Runs `f` on a thread of its own inside the namespace, so that no other code can find itself there by mistake.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> io::Result<T> {
         std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
-                setns(self.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
-                Ok(f())
-            })?;
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            let thread = std::thread::Builder::new()
+                .name("netns".into())
+                .spawn_scoped(scope, || {
+                    setns(self.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+                    Ok(f())
+                })?;
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 }

@@ -31,20 +31,33 @@ pub struct ClientOptions {
 /// group could be joined by any process of the same uid in the pod, which would then take its share of the connections.
 pub fn listen(netns: &Netns, port: u16) -> io::Result<std::net::TcpListener> {
     netns.run(|| {
-        let dual = listener(Domain::IPV6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+        let dual = listener(
+            Domain::IPV6,
+            SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+        );
         match dual {
-            Err(error) if no_ipv6(&error) => listener(Domain::IPV4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))),
+            Err(error) if no_ipv6(&error) => listener(
+                Domain::IPV4,
+                SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+            ),
             other => other,
         }
     })?
 }
 
 fn no_ipv6(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL))
+    matches!(
+        error.raw_os_error(),
+        Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL)
+    )
 }
 
 fn listener(domain: Domain, address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        domain,
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
     if domain == Domain::IPV6 {
         socket.set_only_v6(false)?;
     }
@@ -59,13 +72,25 @@ fn listener(domain: Domain, address: SocketAddr) -> io::Result<std::net::TcpList
 
 /// A connection that vanished without a word (pod killed, node lost) is noticed within minutes.
 fn keepalive(socket: &SockRef<'_>) -> io::Result<()> {
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(180)).with_interval(Duration::from_secs(30)))
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(Duration::from_secs(180))
+            .with_interval(Duration::from_secs(30)),
+    )
 }
 
 /// A nonblocking client socket in `netns`, not connected yet. Leaves the calling thread inside `netns`.
-pub fn client(netns: &Netns, destination: SocketAddr, options: ClientOptions) -> io::Result<Socket> {
+pub fn client(
+    netns: &Netns,
+    destination: SocketAddr,
+    options: ClientOptions,
+) -> io::Result<Socket> {
     netns.enter()?;
-    let socket = Socket::new(Domain::for_address(destination), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(destination),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
     socket.set_tcp_nodelay(true)?;
     keepalive(&SockRef::from(&socket))?;
     if let Some(mark) = options.mark {

@@ -28,16 +28,42 @@ impl Collector for Sources {
         let workloads = self.workloads.stats();
         let identities = self.identities.stats();
         for (name, help, value) in [
-            ("workload_loads", "Complete workload data that was taken over", workloads.loads),
-            ("workload_load_failures", "Workload files that were bad, so that the old data stayed", workloads.failures),
-            ("certificate_renewals", "Certificates that were issued or read", identities.renewals),
-            ("certificate_failures", "Certificates that could not be had", identities.failures),
+            (
+                "workload_loads",
+                "Complete workload data that was taken over",
+                workloads.loads,
+            ),
+            (
+                "workload_load_failures",
+                "Workload files that were bad, so that the old data stayed",
+                workloads.failures,
+            ),
+            (
+                "certificate_renewals",
+                "Certificates that were issued or read",
+                identities.renewals,
+            ),
+            (
+                "certificate_failures",
+                "Certificates that could not be had",
+                identities.failures,
+            ),
         ] {
             let counter = ConstCounter::new(value);
-            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+            counter.encode(encoder.encode_descriptor(
+                name,
+                help,
+                None,
+                counter.metric_type(),
+            )?)?;
         }
         let ready = ConstGauge::new(i64::from(workloads.loads > 0));
-        ready.encode(encoder.encode_descriptor("workloads_ready", "1 once complete workload data was loaded", None, ready.metric_type())?)?;
+        ready.encode(encoder.encode_descriptor(
+            "workloads_ready",
+            "1 once complete workload data was loaded",
+            None,
+            ready.metric_type(),
+        )?)?;
         let mut verdicts = encoder.encode_descriptor(
             "capture_verdicts",
             "Verdicts of the eBPF programs, by hook and reason",
@@ -45,7 +71,11 @@ impl Collector for Sources {
             MetricType::Counter,
         )?;
         for verdict in (self.verdicts)() {
-            let labels = [("hook", verdict.hook), ("verdict", verdict.verdict), ("reason", verdict.reason)];
+            let labels = [
+                ("hook", verdict.hook),
+                ("verdict", verdict.verdict),
+                ("reason", verdict.reason),
+            ];
             ConstCounter::new(verdict.count).encode(verdicts.encode_family(&labels)?)?;
         }
         Ok(())

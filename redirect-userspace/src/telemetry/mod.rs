@@ -52,40 +52,98 @@ impl Metrics {
         let labels = [("node".into(), node.to_owned().into())];
         let mut registry = Registry::with_prefix_and_labels("redirect", labels.into_iter());
         let opened = Family::default();
-        registry.register("connections_opened", "Connections that were accepted", opened.clone());
+        registry.register(
+            "connections_opened",
+            "Connections that were accepted",
+            opened.clone(),
+        );
         let closed = Family::default();
-        registry.register("connections_closed", "Connections that ended, however they did", closed.clone());
+        registry.register(
+            "connections_closed",
+            "Connections that ended, however they did",
+            closed.clone(),
+        );
         let sent_bytes = Family::default();
-        registry.register_with_unit("sent", "Bytes from the app to the other end", Unit::Bytes, sent_bytes.clone());
+        registry.register_with_unit(
+            "sent",
+            "Bytes from the app to the other end",
+            Unit::Bytes,
+            sent_bytes.clone(),
+        );
         let received_bytes = Family::default();
-        registry.register_with_unit("received", "Bytes from the other end to the app", Unit::Bytes, received_bytes.clone());
+        registry.register_with_unit(
+            "received",
+            "Bytes from the other end to the app",
+            Unit::Bytes,
+            received_bytes.clone(),
+        );
         let failed = Family::default();
-        registry.register("connections_failed", "Connections that were refused or broke, by reason", failed.clone());
+        registry.register(
+            "connections_failed",
+            "Connections that were refused or broke, by reason",
+            failed.clone(),
+        );
         let tunnels = Family::default();
-        registry.register("hbone_tunnels", "HBONE tunnels that are open", tunnels.clone());
+        registry.register(
+            "hbone_tunnels",
+            "HBONE tunnels that are open",
+            tunnels.clone(),
+        );
         let dev_ca = Gauge::<i64, AtomicI64>::default();
-        registry.register("dev_ca", "1 while this node signs certificates with a development root", dev_ca.clone());
+        registry.register(
+            "dev_ca",
+            "1 while this node signs certificates with a development root",
+            dev_ca.clone(),
+        );
         let pods = Gauge::<i64, AtomicI64>::default();
         registry.register("pods_captured", "Pods that are captured", pods.clone());
         let pods_failed = Gauge::<i64, AtomicI64>::default();
-        registry.register("pods_failed", "Pods that could not be captured", pods_failed.clone());
-        Self { opened, closed, sent_bytes, received_bytes, failed, tunnels, dev_ca, pods, pods_failed, registry }
+        registry.register(
+            "pods_failed",
+            "Pods that could not be captured",
+            pods_failed.clone(),
+        );
+        Self {
+            opened,
+            closed,
+            sent_bytes,
+            received_bytes,
+            failed,
+            tunnels,
+            dev_ca,
+            pods,
+            pods_failed,
+            registry,
+        }
     }
 
     /// Adds what other parts of the daemon count, read at each scrape.
-    pub fn register(&mut self, verdicts: VerdictCounters, workloads: Arc<WorkloadStore>, identities: Arc<IdentityStore>) {
-        self.registry.register_collector(Box::new(collector::Sources { verdicts, workloads, identities }));
+    pub fn register(
+        &mut self,
+        verdicts: VerdictCounters,
+        workloads: Arc<WorkloadStore>,
+        identities: Arc<IdentityStore>,
+    ) {
+        self.registry
+            .register_collector(Box::new(collector::Sources {
+                verdicts,
+                workloads,
+                identities,
+            }));
     }
 
     /// The Prometheus text format.
     pub fn render(&self) -> String {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("writing to a string");
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .expect("writing to a string");
         text
     }
 
     pub fn failed(&self, direction: Direction, reason: &'static str) {
-        self.failed.get_or_create(&FailureLabels { direction, reason }).inc();
+        self.failed
+            .get_or_create(&FailureLabels { direction, reason })
+            .inc();
     }
 
     /// The counters of one direction, looked up once.
@@ -127,7 +185,12 @@ impl Traffic {
 
     fn new(counters: &Arc<TrafficCounters>, inbound: bool) -> Self {
         counters.opened.inc();
-        Self { counters: counters.clone(), inbound, from_app: 0.into(), to_app: 0.into() }
+        Self {
+            counters: counters.clone(),
+            inbound,
+            from_app: 0.into(),
+            to_app: 0.into(),
+        }
     }
 
     pub fn from_app(&self, bytes: usize) {
@@ -142,11 +205,19 @@ impl Traffic {
 
     /// Bytes from the side that opened the connection, as access logs give them.
     pub fn bytes_sent(&self) -> u64 {
-        if self.inbound { self.to_app.get() } else { self.from_app.get() }
+        if self.inbound {
+            self.to_app.get()
+        } else {
+            self.from_app.get()
+        }
     }
 
     pub fn bytes_received(&self) -> u64 {
-        if self.inbound { self.from_app.get() } else { self.to_app.get() }
+        if self.inbound {
+            self.from_app.get()
+        } else {
+            self.to_app.get()
+        }
     }
 }
 

@@ -38,9 +38,15 @@ pub async fn connect(tcp: TcpStream, config: Arc<ClientConfig>) -> Result<Establ
     let (tcp, leftover) = drive(tcp, &mut connection).await?;
     let peer_certificates = peer_certificates(connection.peer_certificates());
     let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
-    let (opener, sealer) = (Opener::new(secrets.rx.0, &secrets.rx.1)?, Sealer::new(secrets.tx.0, &secrets.tx.1)?);
+    let (opener, sealer) = (
+        Opener::new(secrets.rx.0, &secrets.rx.1)?,
+        Sealer::new(secrets.tx.0, &secrets.tx.1)?,
+    );
     let stream = TlsStream::new(tcp, opener, sealer, KeySchedule::Client(kernel), leftover);
-    Ok(Established { stream, peer_certificates })
+    Ok(Established {
+        stream,
+        peer_certificates,
+    })
 }
 
 /// Shakes hands as the server.
@@ -49,9 +55,15 @@ pub async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Establi
     let (tcp, leftover) = drive(tcp, &mut connection).await?;
     let peer_certificates = peer_certificates(connection.peer_certificates());
     let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
-    let (opener, sealer) = (Opener::new(secrets.rx.0, &secrets.rx.1)?, Sealer::new(secrets.tx.0, &secrets.tx.1)?);
+    let (opener, sealer) = (
+        Opener::new(secrets.rx.0, &secrets.rx.1)?,
+        Sealer::new(secrets.tx.0, &secrets.tx.1)?,
+    );
     let stream = TlsStream::new(tcp, opener, sealer, KeySchedule::Server(kernel), leftover);
-    Ok(Established { stream, peer_certificates })
+    Ok(Established {
+        stream,
+        peer_certificates,
+    })
 }
 
 fn peer_certificates(chain: Option<&[CertificateDer<'static>]>) -> Vec<CertificateDer<'static>> {
@@ -70,19 +82,28 @@ pub struct Leftover {
 /// The two sides of rustls' unbuffered API share their states, but not a trait.
 trait Side {
     type Data;
-    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn process<'c, 'i>(
+        &'c mut self,
+        incoming: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data>;
 }
 
 impl Side for UnbufferedClientConnection {
     type Data = ClientConnectionData;
-    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, ClientConnectionData> {
+    fn process<'c, 'i>(
+        &'c mut self,
+        incoming: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, ClientConnectionData> {
         self.process_tls_records(incoming)
     }
 }
 
 impl Side for UnbufferedServerConnection {
     type Data = ServerConnectionData;
-    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, ServerConnectionData> {
+    fn process<'c, 'i>(
+        &'c mut self,
+        incoming: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, ServerConnectionData> {
         self.process_tls_records(incoming)
     }
 }
@@ -95,7 +116,10 @@ enum Next {
     Done,
 }
 
-async fn drive<S: Side>(mut tcp: TcpStream, side: &mut S) -> Result<(TcpStream, Leftover), TlsError> {
+async fn drive<S: Side>(
+    mut tcp: TcpStream,
+    side: &mut S,
+) -> Result<(TcpStream, Leftover), TlsError> {
     let (mut incoming, mut outgoing, mut plaintext) = (Vec::new(), Vec::new(), Vec::new());
     let mut received = 0;
     loop {
@@ -116,10 +140,20 @@ async fn drive<S: Side>(mut tcp: TcpStream, side: &mut S) -> Result<(TcpStream, 
                 }
                 received += n;
             }
-            Ok(Next::Done) => return Ok((tcp, Leftover { plaintext, ciphertext: incoming })),
+            Ok(Next::Done) => {
+                return Ok((
+                    tcp,
+                    Leftover {
+                        plaintext,
+                        ciphertext: incoming,
+                    },
+                ));
+            }
             Err(error) => {
                 // rustls has queued the alert that tells the peer why; losing it only makes the peer's error less clear.
-                while let Ok(Next::Again) = step(side, &mut Vec::new(), &mut outgoing, &mut plaintext) {}
+                while let Ok(Next::Again) =
+                    step(side, &mut Vec::new(), &mut outgoing, &mut plaintext)
+                {}
                 let _ = tcp.write_all(&outgoing).await;
                 return Err(error);
             }
@@ -127,7 +161,12 @@ async fn drive<S: Side>(mut tcp: TcpStream, side: &mut S) -> Result<(TcpStream, 
     }
 }
 
-fn step<S: Side>(side: &mut S, incoming: &mut Vec<u8>, outgoing: &mut Vec<u8>, plaintext: &mut Vec<u8>) -> Result<Next, TlsError> {
+fn step<S: Side>(
+    side: &mut S,
+    incoming: &mut Vec<u8>,
+    outgoing: &mut Vec<u8>,
+    plaintext: &mut Vec<u8>,
+) -> Result<Next, TlsError> {
     let UnbufferedStatus { discard, state } = side.process(incoming);
     let mut consumed = discard;
     let next = match state? {
@@ -139,7 +178,9 @@ fn step<S: Side>(side: &mut S, incoming: &mut Vec<u8>, outgoing: &mut Vec<u8>, p
                 Ok(_) | Err(_) => 0,
             };
             outgoing.resize(start + needed, 0);
-            let written = data.encode(&mut outgoing[start..]).map_err(|error| rustls::Error::General(error.to_string()))?;
+            let written = data
+                .encode(&mut outgoing[start..])
+                .map_err(|error| rustls::Error::General(error.to_string()))?;
             outgoing.truncate(start + written);
             Next::Again
         }
@@ -158,7 +199,11 @@ fn step<S: Side>(side: &mut S, incoming: &mut Vec<u8>, outgoing: &mut Vec<u8>, p
         ConnectionState::BlockedHandshake => Next::Read,
         ConnectionState::WriteTraffic(_) => Next::Done,
         ConnectionState::PeerClosed | ConnectionState::Closed => return Err(TlsError::Closed),
-        other => return Err(TlsError::Rustls(rustls::Error::General(format!("unexpected state {other:?}")))),
+        other => {
+            return Err(TlsError::Rustls(rustls::Error::General(format!(
+                "unexpected state {other:?}"
+            ))));
+        }
     };
     incoming.drain(..consumed);
     Ok(next)

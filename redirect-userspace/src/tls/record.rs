@@ -2,7 +2,10 @@
 
 use std::{io, ops::Range};
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, Nonce, TlsProtocolId, TlsRecordOpeningKey, TlsRecordSealingKey};
+use aws_lc_rs::aead::{
+    AES_128_GCM, AES_256_GCM, Aad, Algorithm, Nonce, TlsProtocolId, TlsRecordOpeningKey,
+    TlsRecordSealingKey,
+};
 use rustls::{ConnectionTrafficSecrets, ContentType};
 
 use super::TlsError;
@@ -26,9 +29,16 @@ pub struct Sealer {
 }
 
 impl Sealer {
+    /// `sequence` must be zero: aws-lc learns the IV from the first nonce, to refuse one that repeats.
     pub fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, TlsError> {
+        if sequence != 0 {
+            return Err(TlsError::Rustls(rustls::Error::General(
+                "rustls sent records of its own; are session tickets on?".into(),
+            )));
+        }
         let (algorithm, key, iv) = parts(secrets)?;
-        let key = TlsRecordSealingKey::new(algorithm, TlsProtocolId::TLS13, key).map_err(|_| bad_key())?;
+        let key = TlsRecordSealingKey::new(algorithm, TlsProtocolId::TLS13, key)
+            .map_err(|_| bad_key())?;
         Ok(Self { key, iv, sequence })
     }
 
@@ -48,7 +58,14 @@ impl Sealer {
         let sealed = if let [only] = parts {
             // Straight from the sender's buffer: the content type and the tag follow the ciphertext.
             let (ciphertext, type_and_tag) = body.split_at_mut(content);
-            self.key.seal_out_of_place_scatter(nonce, aad, only, ciphertext, &[content_type.into()], type_and_tag)
+            self.key.seal_out_of_place_scatter(
+                nonce,
+                aad,
+                only,
+                ciphertext,
+                &[content_type.into()],
+                type_and_tag,
+            )
         } else {
             let mut at = 0;
             for part in parts {
@@ -57,7 +74,9 @@ impl Sealer {
             }
             body[at] = content_type.into();
             let (inner, tag) = body.split_at_mut(content + 1);
-            self.key.seal_in_place_separate_tag(nonce, aad, inner).map(|sealed| tag.copy_from_slice(sealed.as_ref()))
+            self.key
+                .seal_in_place_separate_tag(nonce, aad, inner)
+                .map(|sealed| tag.copy_from_slice(sealed.as_ref()))
         };
         // Fails only for lengths beyond the algorithm's limit or a repeated nonce; neither can happen here.
         sealed.expect("a TLS record is within the limits of AES-GCM");
@@ -76,7 +95,8 @@ pub struct Opener {
 impl Opener {
     pub fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, TlsError> {
         let (algorithm, key, iv) = parts(secrets)?;
-        let key = TlsRecordOpeningKey::new(algorithm, TlsProtocolId::TLS13, key).map_err(|_| bad_key())?;
+        let key = TlsRecordOpeningKey::new(algorithm, TlsProtocolId::TLS13, key)
+            .map_err(|_| bad_key())?;
         Ok(Self { key, iv, sequence })
     }
 
@@ -87,7 +107,10 @@ impl Opener {
             return Err(invalid("a record that is not protected"));
         }
         let nonce = nonce(&self.iv, self.sequence);
-        let inner = self.key.open_in_place(nonce, Aad::from(&*header), body).map_err(|_| invalid("a record that does not authenticate"))?;
+        let inner = self
+            .key
+            .open_in_place(nonce, Aad::from(&*header), body)
+            .map_err(|_| invalid("a record that does not authenticate"))?;
         self.sequence += 1;
         // The content type is the last byte that is not zero; zeros behind it are padding.
         let Some(at) = inner.iter().rposition(|&byte| byte != 0) else {
@@ -102,7 +125,9 @@ impl Opener {
 
 /// The length of the record at the start of `bytes`, header included, or `None` while the header is incomplete.
 pub fn record_len(bytes: &[u8]) -> io::Result<Option<usize>> {
-    let Some(header) = bytes.first_chunk::<HEADER>() else { return Ok(None) };
+    let Some(header) = bytes.first_chunk::<HEADER>() else {
+        return Ok(None);
+    };
     let body = usize::from(u16::from_be_bytes([header[3], header[4]]));
     if body > MAX_BODY {
         return Err(invalid("a record longer than TLS allows"));
@@ -111,7 +136,9 @@ pub fn record_len(bytes: &[u8]) -> io::Result<Option<usize>> {
 }
 
 fn record_header(body: usize) -> [u8; HEADER] {
-    let [high, low] = u16::try_from(body).expect("a record body is shorter than 64 KiB").to_be_bytes();
+    let [high, low] = u16::try_from(body)
+        .expect("a record body is shorter than 64 KiB")
+        .to_be_bytes();
     [ContentType::ApplicationData.into(), 3, 3, high, low]
 }
 
@@ -124,20 +151,31 @@ fn nonce(iv: &[u8; 12], sequence: u64) -> Nonce {
     Nonce::assume_unique_for_key(nonce)
 }
 
-fn parts(secrets: &ConnectionTrafficSecrets) -> Result<(&'static Algorithm, &[u8], [u8; 12]), TlsError> {
+fn parts(
+    secrets: &ConnectionTrafficSecrets,
+) -> Result<(&'static Algorithm, &[u8], [u8; 12]), TlsError> {
     let (algorithm, key, iv) = match secrets {
         ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
         ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-        _ => return Err(TlsError::Suite(rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256)),
+        _ => {
+            return Err(TlsError::Suite(
+                rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+            ));
+        }
     };
     let iv = iv.as_ref().try_into().map_err(|_| bad_key())?;
     Ok((algorithm, key.as_ref(), iv))
 }
 
 fn bad_key() -> TlsError {
-    TlsError::Rustls(rustls::Error::General("traffic secrets of an unexpected length".into()))
+    TlsError::Rustls(rustls::Error::General(
+        "traffic secrets of an unexpected length".into(),
+    ))
 }
 
 fn invalid(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("TLS: the peer sent {what}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("TLS: the peer sent {what}"),
+    )
 }

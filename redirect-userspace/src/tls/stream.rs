@@ -10,7 +10,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustls::{AlertDescription, ContentType, HandshakeType, client::ClientConnectionData, kernel::KernelConnection, server::ServerConnectionData};
+use rustls::{
+    AlertDescription, ContentType, HandshakeType, client::ClientConnectionData,
+    kernel::KernelConnection, server::ServerConnectionData,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -67,8 +70,17 @@ struct Outbox {
 }
 
 impl TlsStream {
-    pub(super) fn new(tcp: TcpStream, opener: Opener, sealer: Sealer, keys: KeySchedule, leftover: Leftover) -> Self {
-        let mut inbox = Inbox { partial: leftover.ciphertext, ..Inbox::default() };
+    pub(super) fn new(
+        tcp: TcpStream,
+        opener: Opener,
+        sealer: Sealer,
+        keys: KeySchedule,
+        leftover: Leftover,
+    ) -> Self {
+        let mut inbox = Inbox {
+            partial: leftover.ciphertext,
+            ..Inbox::default()
+        };
         if !leftover.plaintext.is_empty() {
             inbox.deliver_first(&leftover.plaintext);
         }
@@ -92,8 +104,14 @@ impl TlsStream {
 
     /// Opens the next whole record in the inbox and deals with what is not application data. False: none is complete.
     fn open_next(&mut self) -> io::Result<bool> {
-        let Some(record) = self.inbox.next_record()? else { return Ok(false) };
-        let buffer = self.inbox.buffer.as_mut().expect("a record lies in the buffer");
+        let Some(record) = self.inbox.next_record()? else {
+            return Ok(false);
+        };
+        let buffer = self
+            .inbox
+            .buffer
+            .as_mut()
+            .expect("a record lies in the buffer");
         let start = record.start;
         let (content_type, content) = self.opener.open(&mut buffer[record])?;
         let content = start + content.start..start + content.end;
@@ -110,14 +128,23 @@ impl TlsStream {
     }
 
     fn alert(&mut self, content: Range<usize>) -> io::Result<()> {
-        let buffer = self.inbox.buffer.as_ref().expect("the alert lies in the buffer");
-        let [_level, description] = buffer[content] else { return Err(invalid("a malformed alert".into())) };
+        let buffer = self
+            .inbox
+            .buffer
+            .as_ref()
+            .expect("the alert lies in the buffer");
+        let [_level, description] = buffer[content] else {
+            return Err(invalid("a malformed alert".into()));
+        };
         match AlertDescription::from(description) {
             AlertDescription::CloseNotify => {
                 self.read_closed = true;
                 Ok(())
             }
-            fatal => Err(io::Error::new(io::ErrorKind::ConnectionAborted, format!("TLS: the peer sent alert {fatal:?}"))),
+            fatal => Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                format!("TLS: the peer sent alert {fatal:?}"),
+            )),
         }
     }
 
@@ -128,7 +155,9 @@ impl TlsStream {
             if len > MAX_CONTENT {
                 return Err(invalid(format!("a handshake message of {len} bytes")));
             }
-            let Some(body) = rest.get(..len) else { return Ok(()) };
+            let Some(body) = rest.get(..len) else {
+                return Ok(());
+            };
             match HandshakeType::from(*kind) {
                 HandshakeType::NewSessionTicket => {}
                 HandshakeType::KeyUpdate => {
@@ -141,7 +170,11 @@ impl TlsStream {
                     self.opener = Opener::new(sequence, &secrets).map_err(io::Error::other)?;
                     self.rekey_due |= requested;
                 }
-                other => return Err(invalid(format!("handshake message {other:?} after the handshake"))),
+                other => {
+                    return Err(invalid(format!(
+                        "handshake message {other:?} after the handshake"
+                    )));
+                }
             }
             self.handshake.drain(..4 + len);
         }
@@ -151,7 +184,8 @@ impl TlsStream {
     /// Replaces the key that we seal with, telling the peer in the last record under the old one.
     fn rekey(&mut self) -> io::Result<()> {
         const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
-        self.outbox.stage(&mut self.sealer, ContentType::Handshake, &[&KEY_UPDATE]);
+        self.outbox
+            .stage(&mut self.sealer, ContentType::Handshake, &[&KEY_UPDATE]);
         let (sequence, secrets) = self.keys.update_tx()?;
         self.sealer = Sealer::new(sequence, &secrets).map_err(io::Error::other)?;
         self.rekey_due = false;
@@ -167,13 +201,22 @@ impl TlsStream {
             self.rekey()?;
         }
         let mut taken = 0;
-        let mut slices = slices.iter().map(|slice| &**slice).filter(|slice| !slice.is_empty()).peekable();
+        let mut slices = slices
+            .iter()
+            .map(|slice| &**slice)
+            .filter(|slice| !slice.is_empty())
+            .peekable();
         while let Some(mut slice) = slices.next() {
             // Short neighbours share a record: a frame header and its payload are one, not two.
             let mut gathered: [&[u8]; 16] = [&[]; 16];
             let (mut count, mut length) = (0, 0);
-            while count < 15 && length + slice.len() <= MAX_CONTENT && (slice.len() < GATHER_BELOW || count > 0) {
-                let Some(following) = slices.peek() else { break };
+            while count < 15
+                && length + slice.len() <= MAX_CONTENT
+                && (slice.len() < GATHER_BELOW || count > 0)
+            {
+                let Some(following) = slices.peek() else {
+                    break;
+                };
                 if length + slice.len() + following.len() > MAX_CONTENT {
                     break;
                 }
@@ -188,7 +231,11 @@ impl TlsStream {
                 if self.outbox.room() < OVERHEAD + length {
                     return Ok(taken);
                 }
-                self.outbox.stage(&mut self.sealer, ContentType::ApplicationData, &gathered[..=count]);
+                self.outbox.stage(
+                    &mut self.sealer,
+                    ContentType::ApplicationData,
+                    &gathered[..=count],
+                );
                 taken += length;
                 continue;
             }
@@ -196,7 +243,8 @@ impl TlsStream {
                 if self.outbox.room() < OVERHEAD + content.len() {
                     return Ok(taken);
                 }
-                self.outbox.stage(&mut self.sealer, ContentType::ApplicationData, &[content]);
+                self.outbox
+                    .stage(&mut self.sealer, ContentType::ApplicationData, &[content]);
                 taken += content.len();
             }
         }
@@ -240,7 +288,9 @@ impl Inbox {
         if self.buffer.is_none() && !self.partial.is_empty() {
             self.restore();
         }
-        let Some(buffer) = &self.buffer else { return Ok(None) };
+        let Some(buffer) = &self.buffer else {
+            return Ok(None);
+        };
         match record_len(&buffer[self.sealed.clone()])? {
             Some(len) if len <= self.sealed.len() => {
                 let record = self.sealed.start..self.sealed.start + len;
@@ -318,12 +368,20 @@ impl Outbox {
 }
 
 impl AsyncRead for TlsStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = out.filled().len();
         loop {
             if !this.inbox.opened.is_empty() {
-                let buffer = this.inbox.buffer.as_ref().expect("opened bytes lie in the buffer");
+                let buffer = this
+                    .inbox
+                    .buffer
+                    .as_ref()
+                    .expect("opened bytes lie in the buffer");
                 let n = this.inbox.opened.len().min(out.remaining());
                 let start = this.inbox.opened.start;
                 out.put_slice(&buffer[start..start + n]);
@@ -347,11 +405,19 @@ impl AsyncRead for TlsStream {
 }
 
 impl AsyncWrite for TlsStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.write_closed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
@@ -381,7 +447,8 @@ impl AsyncWrite for TlsStream {
             if this.outbox.room() < OVERHEAD + CLOSE_NOTIFY.len() {
                 ready!(this.outbox.poll_flush(&mut this.tcp, cx))?;
             }
-            this.outbox.stage(&mut this.sealer, ContentType::Alert, &[&CLOSE_NOTIFY]);
+            this.outbox
+                .stage(&mut this.sealer, ContentType::Alert, &[&CLOSE_NOTIFY]);
             this.write_closed = true;
         }
         ready!(this.outbox.poll_flush(&mut this.tcp, cx))?;
@@ -390,5 +457,8 @@ impl AsyncWrite for TlsStream {
 }
 
 fn invalid(what: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("TLS: the peer sent {what}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("TLS: the peer sent {what}"),
+    )
 }
