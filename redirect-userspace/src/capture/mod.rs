@@ -1,16 +1,12 @@
 //! Capture: how a pod's connections come to the proxy. Backends: [`ebpf`], [`none`].
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{error::Error, path::Path, sync::Arc};
 
 use crate::{
     config::{Backend, CaptureConfig},
     orig_dst::OrigDstResolver,
     pod::{Pod, PodUid},
-    sys::netns::Netns,
+    sys::{cgroup::CgroupError, netns::Netns},
 };
 
 pub mod ebpf;
@@ -55,22 +51,27 @@ pub struct VerdictCount {
     pub count: u64,
 }
 
-/// The backend that the configuration names. `cgroup` is the daemon's own.
+/// The backend that the configuration names. `cgroup` is the daemon's own, from `sys::cgroup::own`.
 pub fn open(
     config: &CaptureConfig,
     cgroup: Option<&Path>,
 ) -> Result<Box<dyn Capture>, CaptureError> {
-    let _ = cgroup;
-    match config.backend {
-        Backend::Ebpf => Err(CaptureError::NotInBuild),
-        Backend::None => Ok(Box::new(none::NoCapture::default())),
+    match (config.backend, cgroup) {
+        (Backend::Ebpf, Some(cgroup)) => Ok(Box::new(ebpf::EbpfCapture::load(config, cgroup)?)),
+        (Backend::Ebpf, None) => Err(CaptureError::NoCgroup),
+        (Backend::None, _) => Ok(Box::new(none::NoCapture::default())),
     }
 }
 
-/// Removes all that the daemon pinned below `bpffs`.
+/// Removes all that daemons pinned below `bpffs`, whether one runs or not; returns how many pins there were. Needs neither the
+/// programs nor the pods, and does nothing the second time.
 pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
-    let _ = bpffs;
-    Err(CaptureError::NotInBuild)
+    ebpf::uninstall(bpffs)
+}
+
+/// Takes back what captures leave in a pod's network namespace, for a namespace whose pod nobody remembers.
+pub fn clean_netns(netns: &Netns) -> Result<(), CaptureError> {
+    ebpf::clean_netns(netns)
 }
 
 /// What `apply` did.
@@ -85,23 +86,111 @@ pub enum Applied {
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     #[error(
-        "the eBPF backend is not in this build; build the programs first with `cargo xtask build-ebpf`"
+        "the eBPF backend is not in this build; build the programs first with `cargo xtask build-ebpf`, or set \
+         capture.backend: none"
     )]
     NotInBuild,
-    #[error("{call} {object}: {source}{hint}")]
-    Syscall {
+    #[error("eBPF capture needs a cgroup of the daemon's own")]
+    NoCgroup,
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// `cause` is the whole chain of causes as text, since aya's errors show theirs only in part.
+    #[error("{call} {object}: {cause}{hint}")]
+    Kernel {
         call: &'static str,
         object: String,
-        source: io::Error,
+        cause: String,
         hint: &'static str,
     },
-    #[error("pod {pod}: {what} {}: {source}", path.display())]
-    Pod {
-        pod: PodUid,
-        what: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-    #[error("{0}")]
-    Other(String),
+    #[error("{}", .0.join("; "))]
+    Several(Vec<String>),
+}
+
+impl CaptureError {
+    fn kernel(call: &'static str, object: impl ToString, source: &(dyn Error + 'static)) -> Self {
+        Self::Kernel {
+            call,
+            object: object.to_string(),
+            cause: causes(source),
+            hint: hint(source),
+        }
+    }
+
+    /// Nothing, or all of `errors` as one.
+    fn collect(errors: Vec<Self>) -> Result<(), Self> {
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(Self::Several(errors.iter().map(Self::to_string).collect())),
+        }
+    }
+}
+
+/// An error with its causes, none of them twice.
+fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// What an operator can do about the innermost cause.
+fn hint(error: &(dyn Error + 'static)) -> &'static str {
+    let mut innermost = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    let Some(errno) = innermost
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::raw_os_error)
+    else {
+        return "";
+    };
+    match errno {
+        nix::libc::EPERM | nix::libc::EACCES => {
+            "; run as root, or with the capabilities BPF, PERFMON, NET_ADMIN and SYS_ADMIN"
+        }
+        nix::libc::EINVAL | nix::libc::EOPNOTSUPP => {
+            "; the kernel may lack this: Linux 5.15 or newer is needed"
+        }
+        nix::libc::ENOSYS => "; this kernel is built without eBPF (CONFIG_BPF_SYSCALL)",
+        nix::libc::ENOMEM => "; out of memory, or the memory cgroup's limit is too low",
+        nix::libc::E2BIG | nix::libc::ENOSPC => "; a map is full: fewer pods or fewer exclusions",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn errors_name_call_object_cause_and_hint() {
+        let denied = io::Error::from_raw_os_error(nix::libc::EPERM);
+        let error = CaptureError::kernel("attach", "connect4 to /sys/fs/cgroup/a", &denied);
+        assert_eq!(
+            error.to_string(),
+            "attach connect4 to /sys/fs/cgroup/a: Operation not permitted (os error 1); run as root, or with the \
+             capabilities BPF, PERFMON, NET_ADMIN and SYS_ADMIN"
+        );
+        let plain = io::Error::other("no such thing");
+        assert_eq!(
+            CaptureError::kernel("load", "x", &plain).to_string(),
+            "load x: no such thing"
+        );
+    }
+
+    #[test]
+    fn collected_errors_are_all_told() {
+        assert!(CaptureError::collect(Vec::new()).is_ok());
+        let both = CaptureError::collect(vec![CaptureError::NotInBuild, CaptureError::NoCgroup]);
+        assert!(both.unwrap_err().to_string().contains("not in this build"));
+    }
 }

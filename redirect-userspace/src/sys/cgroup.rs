@@ -1,8 +1,228 @@
-//! cgroups v2.
+//! Control groups v2: where they are mounted, their ids, and a cgroup of the daemon's own.
+
 use std::{
-    io,
+    fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    process,
 };
-pub fn own(_: Option<&Path>) -> io::Result<PathBuf> {
-    Ok(PathBuf::new())
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+/// Names of the cgroups that the daemon makes for itself: this and its process id.
+const PREFIX: &str = "redirect-";
+
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error(
+        "cgroup v2 is not mounted; mount it, for example with `mount -t cgroup2 none /sys/fs/cgroup/unified`"
+    )]
+    NotMounted,
+    #[error("this process is in no cgroup v2: no line `0::` in /proc/self/cgroup")]
+    NotInOne,
+    #[error("{0} is not a cgroup v2 directory")]
+    NotCgroup2(PathBuf),
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+/// A cgroup v2 that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroup {
+    pub path: PathBuf,
+    /// What BPF programs call it.
+    pub id: u64,
+}
+
+impl Cgroup {
+    pub fn open(path: &Path) -> Result<Self, CgroupError> {
+        let fail = |source: io::Error| CgroupError::Io {
+            what: "use cgroup",
+            path: path.to_owned(),
+            source,
+        };
+        let stat = statfs(path).map_err(|errno| fail(errno.into()))?;
+        if stat.filesystem_type() != CGROUP2_SUPER_MAGIC {
+            return Err(CgroupError::NotCgroup2(path.to_owned()));
+        }
+        // The inode number of a cgroup's directory is its id (kernfs).
+        let id = fs::metadata(path).map_err(fail)?.ino();
+        Ok(Self {
+            path: path.to_owned(),
+            id,
+        })
+    }
+
+    fn processes(&self) -> Result<Vec<u32>, CgroupError> {
+        let path = self.path.join("cgroup.procs");
+        let text = fs::read_to_string(&path).map_err(|source| CgroupError::Io {
+            what: "read",
+            path,
+            source,
+        })?;
+        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    /// Moves this process, with all of its threads, here. Sockets that it has already stay where they were made.
+    fn enter(&self) -> Result<(), CgroupError> {
+        let path = self.path.join("cgroup.procs");
+        // One write: the kernel takes each for a command of its own.
+        fs::write(&path, process::id().to_string()).map_err(|source| CgroupError::Io {
+            what: "write",
+            path,
+            source,
+        })
+    }
+}
+
+/// Makes sure that this process is alone in a cgroup, so that programs attached there see no other's sockets.
+///
+/// Goes to `configured` if given. Otherwise keeps the present one if no other process is in it and it is not the root,
+/// or makes a child of it. To be called before the first socket is made.
+pub fn own(configured: Option<&Path>) -> Result<PathBuf, CgroupError> {
+    if let Some(path) = configured {
+        fs::create_dir_all(path).map_err(|source| CgroupError::Io {
+            what: "create",
+            path: path.to_owned(),
+            source,
+        })?;
+        let cgroup = Cgroup::open(path)?;
+        cgroup.enter()?;
+        return Ok(cgroup.path);
+    }
+    let present = Cgroup::open(&current()?)?;
+    let is_root = !present.path.join("cgroup.type").exists();
+    if !is_root && present.processes()? == [process::id()] {
+        return Ok(present.path);
+    }
+    remove_stale(&present.path);
+    let path = present.path.join(format!("{PREFIX}{}", process::id()));
+    match fs::create_dir(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(CgroupError::Io {
+                what: "create",
+                path,
+                source: error,
+            });
+        }
+        _ => {}
+    }
+    let cgroup = Cgroup::open(&path)?;
+    cgroup.enter()?;
+    Ok(cgroup.path)
+}
+
+/// The directory of this process's cgroup v2.
+pub fn current() -> Result<PathBuf, CgroupError> {
+    let read = |path: &str| {
+        fs::read_to_string(path).map_err(|source| CgroupError::Io {
+            what: "read",
+            path: path.into(),
+            source,
+        })
+    };
+    let mounts = read("/proc/self/mountinfo")?;
+    let cgroups = read("/proc/self/cgroup")?;
+    let of_process = cgroups
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .ok_or(CgroupError::NotInOne)?;
+    directory(&mounts, of_process).ok_or(CgroupError::NotMounted)
+}
+
+/// Where the cgroup `path` of /proc/PID/cgroup is in the file system, from the text of mountinfo (proc(5)).
+fn directory(mountinfo: &str, path: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, source) = line.split_once(" - ")?;
+        if source.split(' ').next() != Some("cgroup2") {
+            return None;
+        }
+        let mut fields = mount.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        // A bind mount of a part of the hierarchy shows only what is below its root.
+        let below = Path::new(path).strip_prefix(root).ok()?;
+        let point = Path::new(&unescape(point)).to_owned();
+        Some(if below.as_os_str().is_empty() {
+            point
+        } else {
+            point.join(below)
+        })
+    })
+}
+
+/// Mountinfo writes blanks, tabs, newlines and backslashes as three octal digits.
+fn unescape(field: &str) -> String {
+    let mut text = field.to_owned();
+    for (code, character) in [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ] {
+        text = text.replace(code, character);
+    }
+    text
+}
+
+/// Removes cgroups that daemons which no longer run made for themselves. The kernel keeps those that are in use.
+fn remove_stale(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX))
+            .and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directory_of_a_cgroup() {
+        let hybrid = "25 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      26 25 0:23 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                      30 25 0:27 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
+        let part = "30 25 0:27 /kubepods/pod1 /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
+        let blank = "30 25 0:27 / /mnt/with\\040blank rw - cgroup2 cgroup rw\n";
+        for (mounts, path, expected) in [
+            (hybrid, "/", Some("/sys/fs/cgroup/unified")),
+            (
+                hybrid,
+                "/system.slice/a",
+                Some("/sys/fs/cgroup/unified/system.slice/a"),
+            ),
+            (part, "/kubepods/pod1/c", Some("/sys/fs/cgroup/c")),
+            (part, "/kubepods/pod1", Some("/sys/fs/cgroup")),
+            (part, "/elsewhere", None),
+            (blank, "/a", Some("/mnt/with blank/a")),
+            ("", "/", None),
+        ] {
+            assert_eq!(
+                directory(mounts, path),
+                expected.map(PathBuf::from),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_directory_elsewhere_is_no_cgroup() {
+        assert!(matches!(
+            Cgroup::open(Path::new("/proc")),
+            Err(CgroupError::NotCgroup2(_))
+        ));
+        assert!(matches!(
+            Cgroup::open(Path::new("/nonexistent")),
+            Err(CgroupError::Io { .. })
+        ));
+    }
 }

@@ -1,5 +1,7 @@
 //! The only place of `unsafe` in the daemon: namespaces, socket options, cgroups, bpffs.
 
+pub mod bpf;
+pub mod bpffs;
 pub mod cgroup;
 pub mod netns;
 pub mod socket;

@@ -1,1 +1,219 @@
-//! eBPF.
+//! Capture by eBPF: programs on the pod's cgroup steer its connects to the proxy's listener in the pod's network namespace.
+//!
+//! The pins *are* the state (see [`pins`]): what is pinned is captured, also while no daemon runs, and a new daemon goes on
+//! with it. The maps hold what the programs need to know of each pod (see [`tables`]).
+
+use std::{
+    collections::HashMap,
+    os::unix::net::UnixDatagram,
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use redirect_common::maps::names;
+
+use self::{
+    links::{POD_HOOKS, PROXY_HOOKS},
+    object::Object,
+    pins::{Pins, Place},
+    resolver::AcceptedSockets,
+    tables::Tables,
+};
+use super::{Applied, Capture, CaptureError, VerdictCounters};
+use crate::{
+    config::CaptureConfig,
+    orig_dst::OrigDstResolver,
+    pod::{Pod, PodUid},
+    sys::{bpf, bpffs, cgroup::Cgroup, netns::Netns},
+};
+
+mod counters;
+mod events;
+mod links;
+mod object;
+mod pins;
+mod resolver;
+mod route;
+mod tables;
+
+/// Names of captured pods by the cookie of their network namespace, for events.
+type PodNames = Arc<RwLock<HashMap<u64, PodUid>>>;
+
+pub struct EbpfCapture {
+    object: Object,
+    pins: Pins,
+    tables: Tables,
+    resolver: Arc<AcceptedSockets>,
+    counters: VerdictCounters,
+    events: bool,
+    names: PodNames,
+    /// Namespaces of pods that this daemon applied, to take the route back from.
+    netns: HashMap<PodUid, Netns>,
+}
+
+impl EbpfCapture {
+    /// Loads the programs, with the pinned maps where there are some, and attaches the proxy's to `cgroup`, the daemon's own.
+    pub fn load(config: &CaptureConfig, cgroup: &Path) -> Result<Self, CaptureError> {
+        let mounted = bpffs::ensure_mounted(&config.bpffs).map_err(|error| {
+            CaptureError::kernel("mount a BPF file system at", config.bpffs.display(), &error)
+        })?;
+        if mounted {
+            tracing::info!(path = %config.bpffs.display(), "mounted a BPF file system");
+        }
+        let pins = Pins::create(&config.bpffs)?;
+        let mut object = Object::load(&pins)?;
+        let mut tables = Tables::open(&mut object)?;
+        tables.configure(config.events)?;
+        remove_orphans(&pins, &mut tables)?;
+        let resolver = Arc::new(AcceptedSockets::new(object.map(names::ACCEPTED)?)?);
+        let counters = counters::reader(object.map(names::COUNTERS)?)?;
+        links::attach_proxy(&object, &pins, &Cgroup::open(cgroup)?, &PROXY_HOOKS)?;
+        Ok(Self {
+            object,
+            pins,
+            tables,
+            resolver,
+            counters,
+            events: config.events,
+            names: PodNames::default(),
+            netns: HashMap::new(),
+        })
+    }
+}
+
+impl Capture for EbpfCapture {
+    fn apply(&mut self, pod: &Pod, netns: &Netns) -> Result<Applied, CaptureError> {
+        let cgroup = Cgroup::open(&pod.cgroup)?;
+        let netns_cookie = netns_cookie(netns)?;
+        let place = Place {
+            netns_cookie,
+            cgroup: cgroup.id,
+        };
+        let exempt = pod
+            .options
+            .exempt_cgroups
+            .iter()
+            .map(|path| Cgroup::open(path).map(|cgroup| cgroup.id));
+        let exempt = exempt.collect::<Result<Vec<_>, _>>()?;
+        route::add(netns)?;
+        // First what the programs need to know, then the programs.
+        let is_new = !self.tables.has(netns_cookie);
+        self.tables.add(netns_cookie, pod, &exempt)?;
+        let applied = match links::attach_pod(
+            &self.object,
+            &self.pins,
+            &pod.uid,
+            place,
+            &cgroup,
+            &POD_HOOKS,
+        ) {
+            Ok(applied) => applied,
+            Err(error) => {
+                if is_new {
+                    _ = self.tables.remove(netns_cookie);
+                    _ = route::remove(netns);
+                }
+                return Err(error);
+            }
+        };
+        for old in self.pins.remove_other_places(&pod.uid, place)? {
+            self.tables.remove(old)?;
+        }
+        self.names
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(netns_cookie, pod.uid.clone());
+        self.netns.insert(pod.uid.clone(), netns.clone());
+        Ok(applied)
+    }
+
+    fn clean(&mut self, uid: &PodUid) -> Result<(), CaptureError> {
+        let mut errors = Vec::new();
+        let mut cookies: Vec<u64> = self
+            .pins
+            .places(uid)?
+            .iter()
+            .map(|place| place.netns_cookie)
+            .collect();
+        cookies.dedup();
+        if let Err(error) = self.pins.remove_pod(uid) {
+            errors.push(error);
+        }
+        for cookie in cookies {
+            errors.extend(self.tables.remove(cookie).err());
+            self.names
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&cookie);
+        }
+        if let Some(netns) = self.netns.remove(uid) {
+            errors.extend(route::remove(&netns).err());
+        }
+        CaptureError::collect(errors)
+    }
+
+    fn inspect(&self) -> Result<Vec<PodUid>, CaptureError> {
+        self.pins.pods()
+    }
+
+    fn resolver(&self) -> Arc<dyn OrigDstResolver> {
+        self.resolver.clone()
+    }
+
+    fn name(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn counters(&self) -> VerdictCounters {
+        self.counters.clone()
+    }
+
+    fn start_events(&mut self) {
+        self.object.start_log();
+        if !self.events {
+            return;
+        }
+        match self.object.map(names::EVENTS) {
+            Ok(map) => events::start(map, self.names.clone()),
+            Err(error) => tracing::warn!(%error, "events are not logged"),
+        }
+    }
+}
+
+/// See [`super::uninstall`].
+pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
+    pins::remove_all(bpffs)
+}
+
+/// See [`super::clean_netns`].
+pub fn clean_netns(netns: &Netns) -> Result<(), CaptureError> {
+    route::remove(netns)
+}
+
+/// Removes map entries of pods without pins: a daemon was killed between one step and the next.
+fn remove_orphans(pins: &Pins, tables: &mut Tables) -> Result<(), CaptureError> {
+    let mut pinned = Vec::new();
+    for uid in pins.pods()? {
+        pinned.extend(pins.places(&uid)?.iter().map(|place| place.netns_cookie));
+    }
+    for cookie in tables.cookies()? {
+        if !pinned.contains(&cookie) {
+            tables.remove(cookie)?;
+        }
+    }
+    Ok(())
+}
+
+fn netns_cookie(netns: &Netns) -> Result<u64, CaptureError> {
+    use std::os::fd::AsFd;
+    netns
+        .run(|| bpf::netns_cookie(UnixDatagram::unbound()?.as_fd()))
+        .and_then(|cookie| cookie)
+        .map_err(|error| {
+            CaptureError::kernel(
+                "ask for the cookie of network namespace",
+                netns.path().display(),
+                &error,
+            )
+        })
+}

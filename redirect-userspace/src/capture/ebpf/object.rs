@@ -1,0 +1,118 @@
+//! The embedded object: its programs, loaded into the kernel, and its maps, pinned.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::Map,
+    programs::{Program, ProgramError, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
+};
+use redirect_common::maps::names;
+
+use super::{super::CaptureError, pins::Pins};
+use crate::sys::bpf;
+
+/// The programs with their maps.
+pub struct Object {
+    ebpf: Ebpf,
+}
+
+impl Object {
+    /// Loads all programs. Maps that are pinned already are used on.
+    pub fn load(pins: &Pins) -> Result<Self, CaptureError> {
+        let bytes = embedded().ok_or(CaptureError::NotInBuild)?;
+        let has_set_retval = u8::from(has_set_retval());
+        let mut loader = EbpfLoader::new();
+        // No relocation needs the kernel's own BTF, and parsing it takes memory and time.
+        loader
+            .btf(None)
+            .verifier_log_level(VerifierLogLevel::DISABLE);
+        loader.override_global("RDR_HAS_SET_RETVAL", &has_set_retval, true);
+        for name in names::ALL {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        let mut ebpf = loader
+            .load(bytes)
+            .map_err(|error| CaptureError::kernel("load", "the eBPF object", &error))?;
+        for (name, program) in ebpf.programs_mut() {
+            load(program)
+                .map_err(|error| CaptureError::kernel("load the eBPF program", name, &error))?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// A map, to be taken once.
+    pub fn map(&mut self, name: &'static str) -> Result<Map, CaptureError> {
+        self.ebpf
+            .take_map(name)
+            .ok_or_else(|| CaptureError::Kernel {
+                call: "find",
+                object: format!("map {name}"),
+                cause: "it is not in the eBPF object".into(),
+                hint: "; the programs were built from other sources than the daemon",
+            })
+    }
+
+    /// A program's descriptor.
+    pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, CaptureError> {
+        let missing = || CaptureError::Kernel {
+            call: "find",
+            object: format!("program {name}"),
+            cause: "it is not in the eBPF object".into(),
+            hint: "; the programs were built from other sources than the daemon",
+        };
+        let program = self.ebpf.program(name).ok_or_else(missing)?;
+        Ok(program
+            .fd()
+            .map_err(|error| CaptureError::kernel("use program", name, &error))?
+            .as_fd())
+    }
+
+    /// Passes on what the programs log, if they were built with logging. Inside the daemon's runtime.
+    pub fn start_log(&mut self) {
+        if self.ebpf.map("AYA_LOGS").is_none() {
+            return;
+        }
+        let logger = match aya_log::EbpfLogger::init(&mut self.ebpf) {
+            Ok(logger) => logger,
+            Err(error) => return tracing::warn!(%error, "the programs' log is not shown"),
+        };
+        tokio::spawn(async move {
+            let Ok(mut logger) = bpf::await_log(logger) else {
+                return;
+            };
+            while let Ok(mut ready) = logger.readable_mut().await {
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+        });
+    }
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// Linux 5.18; without it, a getsockopt with a bad length gets the kernel's own answer instead of EINVAL.
+fn has_set_retval() -> bool {
+    is_helper_supported(ProgramType::CgroupSockopt, BpfHelper::BPF_FUNC_set_retval).unwrap_or(false)
+}
+
+#[cfg(have_ebpf_object)]
+fn embedded() -> Option<&'static [u8]> {
+    Some(aya::include_bytes_aligned!(concat!(
+        env!("OUT_DIR"),
+        "/redirect-bpf.o"
+    )))
+}
+
+#[cfg(not(have_ebpf_object))]
+fn embedded() -> Option<&'static [u8]> {
+    None
+}
