@@ -17,12 +17,13 @@ use crate::{
     orig_dst::{Chain, SoOriginalDst},
     proxy::{self, Shared, Workers},
     sys::cgroup,
-    telemetry::{Direction, Metrics},
+    telemetry::{self, Direction, Metrics},
     workload::{Defaults, WorkloadStore},
 };
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    telemetry::log::start(&config.log).context("log.filter")?;
     let _instance = Instance::claim(&config.state_dir)?;
     // Before any thread exists: threads started earlier would stay in the old cgroup.
     let cgroup = match config.capture.backend {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    capture::{Applied, Capture, CaptureError},
+    capture::{self, Applied, Capture, CaptureError},
     identity::IdentityError,
     pod::{Pod, PodUid},
     proxy::{Listeners, PodContext, Shared, Workers, WorkersError, client_ip},
@@ -198,7 +198,9 @@ fn clean_record(path: &Path) -> anyhow::Result<()> {
         netns => PathBuf::from(std::ffi::OsString::from_vec(netns?)),
     };
     if let Ok(netns) = Netns::open(&netns) {
+        let route = capture::clean_netns(&netns);
         client_ip::clean(&netns)?;
+        route?;
     }
     fs::remove_file(path)?;
     Ok(())

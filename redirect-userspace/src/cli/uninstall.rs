@@ -22,7 +22,7 @@ pub struct Uninstall {
 impl Uninstall {
     pub(super) fn execute(self, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
         let removed = app::uninstall(&self.bpffs, &self.state_dir)?;
-        writeln!(out, "let go of {removed} pods")?;
+        writeln!(out, "removed {removed} pinned programs and maps")?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,7 @@
 //! What the daemon counts. Names and labels are part of the interface: operators build alerts on them.
 
 mod collector;
+pub mod log;
 
 use std::sync::{Arc, atomic::AtomicI64};
 
