@@ -260,7 +260,8 @@ fn echo(mut stream: TcpStream, greeting: &str) -> io::Result<()> {
     let mut buffer = [0; 4096];
     loop {
         match stream.read(&mut buffer)? {
-            0 => return Ok(()),
+            // The list of open connections holds a duplicate.
+            0 => return stream.shutdown(Shutdown::Write),
             n => stream.write_all(&buffer[..n])?,
         }
     }

@@ -16,13 +16,17 @@ fn addr(text: &str) -> SocketAddr {
     text.parse().expect("an address")
 }
 
+/// What the kernel answers by itself: without conntrack, and with.
+const NO_ANSWER: [&str; 2] = ["ENOPROTOOPT", "ENOENT"];
+
 #[test]
 fn a_direct_connection_has_no_original_destination() {
     let fixture = Fixture::new();
     for target in [fixture.client.at(15001), fixture.client.at6(15001)] {
         let app = fixture.peer.app(["connect", &target.to_string(), "recv-line"]);
         let answer = Answer::parse(app.event("received").text());
-        assert_eq!((answer.original, answer.sockopt.as_str()), (None, "ENOPROTOOPT"));
+        assert_eq!(answer.original, None);
+        assert!(NO_ANSWER.contains(&answer.sockopt.as_str()), "{}", answer.sockopt);
     }
     // Out of the pod itself, to the listener's loopback address and to one of the addresses that stand for destinations.
     for target in ["127.0.0.1:15001", "127.130.1.1:15001", "[::1]:15001", "[fd72:6472:6374::9]:15001"] {
@@ -135,7 +139,8 @@ fn getsockopt_with_any_length() {
         assert_eq!(ask(&v6, SOL_IPV6, ORIGINAL_DST, len), Err("EINVAL".into()), "length {len}");
     }
     // IPv6 has no place in an IPv4 answer; IPv4 has one in an IPv6 answer, as v4-mapped.
-    assert_eq!(ask(&v6, SOL_IP, ORIGINAL_DST, 16), Err("ENOPROTOOPT".into()));
+    let error = ask(&v6, SOL_IP, ORIGINAL_DST, 16).expect_err("no answer");
+    assert!(NO_ANSWER.contains(&error.as_str()), "{error}");
     let mapped = ask(&v4, SOL_IPV6, ORIGINAL_DST, 28).expect("an answer");
     assert_eq!(&mapped[18..24], [0xff, 0xff, 192, 0, 2, 7]);
 
