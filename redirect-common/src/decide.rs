@@ -5,7 +5,7 @@
 
 use crate::{
     Addr, Reason,
-    maps::{PodEntry, pod_flags},
+    maps::{OrigDstEntry, PodEntry, pod_flags},
 };
 
 /// Redirected IPv4 connects go to 127.128.0.0/10: 22 bits tell destinations apart, so that each has the whole range of
@@ -168,6 +168,16 @@ fn is_own(pod: &PodEntry, addr: &Addr, lookups: &impl Lookups) -> bool {
     *addr == pod.v4
         || *addr == pod.v6
         || (pod.flags & pod_flags::MORE_ADDRESSES != 0 && lookups.is_own(pod.pod, addr))
+}
+
+/// Whether a connect to `dst` is what became of the connect that left `entry` on the socket.
+///
+/// Two of our programs may see one connect, when one is on a cgroup above the other's or a link is being replaced: the second
+/// meets the address that the first has written.
+#[inline(always)]
+pub fn is_already_steered(entry: &OrigDstEntry, dst: &Addr, port: u16, reason: Reason) -> bool {
+    port == entry.target_port
+        && (matches!(reason, Reason::OwnAddress) || *dst == spread(&entry.addr, entry.port))
 }
 
 /// The local address that stands for a destination: the same one for the same destination and port.

@@ -100,7 +100,8 @@ map_types! {
         pub pod: u32,
         /// In host byte order.
         pub port: u16,
-        pub padding: u16,
+        /// Where it was sent instead, in host byte order.
+        pub target_port: u16,
     } size 48;
 
     /// The only value of `rdr_settings`.

@@ -11,7 +11,7 @@ use crate::{
     Addr, Hook, Reason, Verdict, counter,
     decide::{self, Connect, Decision, Lookups, Redirect},
     event::Event,
-    maps::{PodEntry, pod_flags},
+    maps::{OrigDstEntry, PodEntry, pod_flags},
 };
 
 fn addr(text: &str) -> Addr {
@@ -227,6 +227,28 @@ fn a_pod_without_an_address_of_the_family() {
         decide::connect(&pod, &with_device, &Tables::default()),
         Decision::Refuse(Reason::NoAddress)
     );
+}
+
+#[test]
+fn what_another_program_has_steered_is_known() {
+    let entry = OrigDstEntry {
+        addr: addr("10.2.0.1"),
+        port: 80,
+        target_port: 15001,
+        ..OrigDstEntry::default()
+    };
+    let target = decide::spread(&entry.addr, 80);
+    for (dst, port, reason, expected) in [
+        (target, 15001, Reason::Loopback, true),
+        (target, 80, Reason::Loopback, false),
+        (addr("127.0.0.1"), 15001, Reason::Loopback, false),
+        (addr("10.1.0.2"), 15001, Reason::OwnAddress, true),
+        (addr("10.1.0.2"), 80, Reason::OwnAddress, false),
+        (addr("10.2.0.1"), 15001, Reason::ExcludedNet, false),
+    ] {
+        let known = decide::is_already_steered(&entry, &dst, port, reason);
+        assert_eq!(known, expected, "{:?}:{port} {reason:?}", dst.to_ip());
+    }
 }
 
 #[test]

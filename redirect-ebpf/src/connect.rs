@@ -61,8 +61,7 @@ fn run(ctx: &SockAddr, hook: Hook, dst: Addr) -> i32 {
             PROCEED
         }
         Decision::Pass(reason) => {
-            // The socket may have been captured at an earlier connect.
-            maps::remove_from_socket(&CLIENT, ctx.socket());
+            forget(ctx, &dst, port, reason);
             account::decided(
                 hook,
                 Verdict::Pass,
@@ -84,6 +83,16 @@ fn run(ctx: &SockAddr, hook: Hook, dst: Addr) -> i32 {
             );
             FAIL
         }
+    }
+}
+
+/// Removes what an earlier connect left on a socket that now goes elsewhere.
+#[inline(always)]
+fn forget(ctx: &SockAddr, dst: &Addr, port: u16, reason: Reason) {
+    if let Some(entry) = maps::on_socket(&CLIENT, ctx.socket())
+        && !decide::is_already_steered(entry, dst, port, reason)
+    {
+        maps::remove_from_socket(&CLIENT, ctx.socket());
     }
 }
 
@@ -134,7 +143,7 @@ fn steer(
         owner: ctx.socket_cookie(),
         pod: pod.pod,
         port: call.dst_port,
-        padding: 0,
+        target_port: redirect.port,
     };
     if !maps::put_on_socket(&CLIENT, ctx.socket(), &entry) {
         return false;

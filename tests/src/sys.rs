@@ -1,6 +1,9 @@
-//! The one system call of the tests that no safe wrapper has.
+//! System calls of the tests that no safe wrapper has.
 
-use std::{io, mem, os::fd::AsRawFd};
+use std::{
+    io, mem,
+    os::fd::{AsRawFd, RawFd},
+};
 
 use nix::libc;
 
@@ -18,4 +21,25 @@ pub fn disconnect(socket: &impl AsRawFd) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// `getsockopt` with a buffer of `len` bytes: what it says that it wrote.
+pub fn getsockopt(socket: RawFd, level: i32, option: i32, len: usize) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0_u8; len];
+    let mut length = len as libc::socklen_t;
+    // SAFETY: the buffer is as long as `length` says.
+    let result = unsafe {
+        libc::getsockopt(
+            socket,
+            level,
+            option,
+            buffer.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    buffer.truncate(length as usize);
+    Ok(buffer)
 }

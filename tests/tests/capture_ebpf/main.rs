@@ -1,0 +1,7 @@
+//! The eBPF programs and their loader by themselves, without the daemon.
+
+mod fixture;
+mod lifecycle;
+mod proxy_side;
+mod redirected;
+mod untouched;
