@@ -14,17 +14,14 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{
-        TcpStream,
-        tcp::{ReadHalf, WriteHalf},
-    },
+    io::{Interest, Ready},
+    net::TcpStream,
 };
 
 use crate::{
     buffer::Buffer,
     hbone::{Stream, client::Slot},
-    sys::socket::reset_on_close,
+    sys::socket::{self, reset_on_close},
     telemetry::Traffic,
 };
 
@@ -49,26 +46,26 @@ pub enum CopyError {
 
 /// Copies between `tcp` and an HBONE stream. `slot` learns when the peer's window holds the stream up.
 pub async fn hbone(
-    mut tcp: TcpStream,
+    tcp: TcpStream,
     stream: Stream,
     slot: Option<&Slot>,
     traffic: &Traffic,
 ) -> Result<(), CopyError> {
     let Stream { send, recv } = stream;
-    let (read, write) = tcp.split();
     let mut up = ToStream {
-        read,
+        tcp: &tcp,
         send,
         slot,
         ended: false,
     };
     let mut down = FromStream {
         recv,
-        write,
+        tcp: &tcp,
         chunks: VecDeque::new(),
         ended: false,
         done: false,
     };
+    let mut broken: Option<Broken<'_>> = None;
     let result = poll_fn(|cx| {
         // Both directions are polled: an error in either ends the connection, and each keeps its own waker.
         let down_done = down.poll(cx, traffic)?.is_ready();
@@ -82,6 +79,13 @@ pub async fn hbone(
                 return Poll::Ready(Err(reason.map_or_else(CopyError::Stream, CopyError::Reset)));
             }
         }
+        if up_done {
+            // Nobody reads from the app any more, so a reset that follows its end of data has to be watched for.
+            let broken = broken.get_or_insert_with(|| Box::pin(tcp.ready(Interest::ERROR)));
+            if broken.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(CopyError::App(io::ErrorKind::ConnectionReset.into())));
+            }
+        }
         Poll::Pending
     })
     .await;
@@ -93,9 +97,12 @@ pub async fn hbone(
     result
 }
 
+/// Resolves when the connection was reset.
+type Broken<'a> = Pin<Box<dyn Future<Output = io::Result<Ready>> + 'a>>;
+
 /// App to tunnel.
 struct ToStream<'a> {
-    read: ReadHalf<'a>,
+    tcp: &'a TcpStream,
     send: h2::SendStream<Bytes>,
     slot: Option<&'a Slot>,
     ended: bool,
@@ -105,23 +112,21 @@ impl ToStream<'_> {
     fn poll(&mut self, cx: &mut Context<'_>, traffic: &Traffic) -> Poll<Result<(), CopyError>> {
         while !self.ended {
             // Capacity is asked for only when there is something to send: what an idle stream holds, others lack.
-            ready!(self.read.as_ref().poll_read_ready(cx)).map_err(CopyError::App)?;
+            ready!(self.tcp.poll_read_ready(cx)).map_err(CopyError::App)?;
             let capacity = ready!(self.poll_capacity(cx))?;
             let mut buffer = Buffer::take();
-            let mut space = ReadBuf::new(&mut buffer[..capacity.min(READ_LIMIT)]);
-            let read = Pin::new(&mut self.read).poll_read(cx, &mut space);
-            let n = space.filled().len();
+            let read = socket::poll_read(self.tcp, cx, &mut buffer[..capacity.min(READ_LIMIT)]);
             match read {
                 Poll::Pending => {
                     self.send.reserve_capacity(0);
                     return Poll::Pending;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(CopyError::App(error))),
-                Poll::Ready(Ok(())) if n == 0 => {
+                Poll::Ready(Ok(0)) => {
                     self.send.send_data(Bytes::new(), true)?;
                     self.ended = true;
                 }
-                Poll::Ready(Ok(())) => {
+                Poll::Ready(Ok(n)) => {
                     self.send.send_data(buffer.into_bytes(n), false)?;
                     traffic.from_app(n);
                 }
@@ -162,7 +167,7 @@ impl ToStream<'_> {
 /// Tunnel to app.
 struct FromStream<'a> {
     recv: h2::RecvStream,
-    write: WriteHalf<'a>,
+    tcp: &'a TcpStream,
     chunks: VecDeque<Bytes>,
     /// The stream has no more data.
     ended: bool,
@@ -186,7 +191,7 @@ impl FromStream<'_> {
                 if !self.ended {
                     return Poll::Pending;
                 }
-                ready!(Pin::new(&mut self.write).poll_shutdown(cx)).map_err(CopyError::App)?;
+                socket::shutdown(self.tcp).map_err(CopyError::App)?;
                 self.done = true;
                 break;
             }
@@ -194,9 +199,11 @@ impl FromStream<'_> {
             for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
                 *slice = IoSlice::new(chunk);
             }
-            let n = ready!(
-                Pin::new(&mut self.write).poll_write_vectored(cx, &slices[..self.chunks.len()])
-            )
+            let n = ready!(socket::poll_write(
+                self.tcp,
+                cx,
+                &slices[..self.chunks.len()]
+            ))
             .map_err(CopyError::App)?;
             self.advance(n);
             // Only what the app took is given back to the sender: a stalled app stops its own stream and no other.
@@ -221,14 +228,12 @@ impl FromStream<'_> {
 
 /// Copies between an app and a destination outside the mesh.
 pub async fn passthrough(
-    mut app: TcpStream,
-    mut peer: TcpStream,
+    app: TcpStream,
+    peer: TcpStream,
     traffic: &Traffic,
 ) -> Result<(), CopyError> {
-    let (app_read, app_write) = app.split();
-    let (peer_read, peer_write) = peer.split();
-    let mut up = Pipe::new(app_read, peer_write);
-    let mut down = Pipe::new(peer_read, app_write);
+    let mut up = Pipe::new(&app, &peer);
+    let mut down = Pipe::new(&peer, &app);
     let result = poll_fn(|cx| {
         let up_done = up
             .poll(cx, |n| traffic.from_app(n))
@@ -254,8 +259,8 @@ pub async fn passthrough(
 
 /// One direction between two TCP connections.
 struct Pipe<'a> {
-    read: ReadHalf<'a>,
-    write: WriteHalf<'a>,
+    from: &'a TcpStream,
+    to: &'a TcpStream,
     buffer: Option<Buffer>,
     pending: Range<usize>,
     done: bool,
@@ -281,10 +286,10 @@ impl PipeError {
 }
 
 impl<'a> Pipe<'a> {
-    fn new(read: ReadHalf<'a>, write: WriteHalf<'a>) -> Self {
+    fn new(from: &'a TcpStream, to: &'a TcpStream) -> Self {
         Self {
-            read,
-            write,
+            from,
+            to,
             buffer: None,
             pending: 0..0,
             done: false,
@@ -298,20 +303,18 @@ impl<'a> Pipe<'a> {
     ) -> Poll<Result<(), PipeError>> {
         while !self.done {
             if let Some(buffer) = self.buffer.as_ref().filter(|_| !self.pending.is_empty()) {
+                let slice = IoSlice::new(&buffer[self.pending.clone()]);
                 let n =
-                    ready!(Pin::new(&mut self.write).poll_write(cx, &buffer[self.pending.clone()]))
-                        .map_err(PipeError::Write)?;
+                    ready!(socket::poll_write(self.to, cx, &[slice])).map_err(PipeError::Write)?;
                 self.pending.start += n;
                 carried(n);
                 continue;
             }
             let mut buffer = self.buffer.take().unwrap_or_else(Buffer::take);
-            let mut space = ReadBuf::new(&mut buffer[..READ_LIMIT]);
-            ready!(Pin::new(&mut self.read).poll_read(cx, &mut space)).map_err(PipeError::Read)?;
-            let n = space.filled().len();
+            let n = ready!(socket::poll_read(self.from, cx, &mut buffer[..READ_LIMIT]))
+                .map_err(PipeError::Read)?;
             if n == 0 {
-                // The shutdown of a TCP socket never waits.
-                ready!(Pin::new(&mut self.write).poll_shutdown(cx)).map_err(PipeError::Write)?;
+                socket::shutdown(self.to).map_err(PipeError::Write)?;
                 self.done = true;
             }
             self.pending = 0..n;

@@ -1,13 +1,16 @@
 //! Sockets with the options that capture and transparent proxying need. No `unsafe`: socket2 has them all.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use tokio::{io::Interest, net::TcpStream};
 
 use super::netns::Netns;
 
@@ -112,6 +115,62 @@ pub fn client(
 pub fn reset_on_close(socket: &impl std::os::fd::AsFd) {
     // Fails only for a descriptor that is no TCP socket.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Reads what is there. Like tokio's own `poll_read`, but through a shared reference, so that both directions of a
+/// connection can be polled beside a wait for its errors.
+pub fn poll_read(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    buffer: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_read_ready(cx))?;
+        match stream.try_read(buffer) {
+            Ok(n) => {
+                if (1..buffer.len()).contains(&n) {
+                    forget_readiness(stream, Interest::READABLE);
+                }
+                return Poll::Ready(Ok(n));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+}
+
+/// Writes what the socket takes.
+pub fn poll_write(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    slices: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        match stream.try_write_vectored(slices) {
+            Ok(n) => {
+                if n < slices.iter().map(|slice| slice.len()).sum() {
+                    forget_readiness(stream, Interest::WRITABLE);
+                }
+                return Poll::Ready(Ok(n));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+}
+
+/// A short read or write has emptied or filled the socket: the next one would only be told to wait (epoll(7), edge-triggered).
+fn forget_readiness(stream: &TcpStream, interest: Interest) {
+    let _ = stream.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+}
+
+/// Ends the data in our direction; a connection that the peer has reset already needs no end.
+pub fn shutdown(stream: &TcpStream) -> io::Result<()> {
+    match SockRef::from(stream).shutdown(std::net::Shutdown::Write) {
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        result => result,
+    }
 }
 
 /// A v4-mapped IPv6 address as the IPv4 address that it stands for.
