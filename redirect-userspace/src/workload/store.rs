@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::{Defaults, WorkloadFileError, Workloads};
-use crate::identity::files::{Revision, revision_of};
+use crate::document::{Revision, revision_of};
 
 /// How often the file is looked at: a `stat`.
 const LOOK: Duration = Duration::from_millis(500);
