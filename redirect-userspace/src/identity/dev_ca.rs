@@ -183,6 +183,12 @@ impl DevCa {
         let roots_path = roots_path(&self.dir);
         let root = &read_certs(&roots_path)?[0];
         let info = LeafInfo::read(root).map_err(|e| bad(&roots_path, e.to_string()))?;
+        // webpki takes roots as trusted whatever their dates; other peers do not.
+        let now = self.clock.now();
+        if now < info.not_before || now >= info.not_after {
+            let what = "the root is past its time, or not valid yet; make another".to_owned();
+            return Err(bad(&roots_path, what));
+        }
         let named = format!("spiffe://{}", self.trust_domain);
         if !info.uris.is_empty() && !info.uris.contains(&named) {
             let what = format!(
@@ -245,7 +251,7 @@ impl CertificateSource for DevCa {
 fn bad_root(dir: &Path, what: &str) -> IdentityError {
     IdentityError::BadFile {
         path: roots_path(dir),
-        what: format!("a certificate signed with this root {what}; has the root expired?"),
+        what: format!("a certificate signed with this root {what}"),
     }
 }
 

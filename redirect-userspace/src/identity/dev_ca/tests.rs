@@ -89,7 +89,7 @@ async fn an_expired_root_is_named() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("roots.pem") && error.contains("has the root expired?"),
+        error.contains("roots.pem") && error.contains("the root is past its time"),
         "{error}"
     );
 }
