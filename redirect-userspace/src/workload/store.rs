@@ -1,5 +1,8 @@
 //! The current workloads, and the task that keeps them current.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     path::{Path, PathBuf},
     sync::{
