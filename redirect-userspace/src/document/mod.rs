@@ -7,6 +7,9 @@ mod node;
 mod revision;
 mod value;
 
+#[cfg(test)]
+mod tests;
+
 pub use node::{Fields, Node, parse_duration};
 pub use revision::{Revision, revision_of};
 pub use value::{Format, SyntaxError, Value, parse};
