@@ -118,15 +118,9 @@ fn summarise(
     };
     row("identity", identity)?;
     if let Some(workloads) = workloads {
-        let (w, s, p) = (
-            workloads.workloads().len(),
-            workloads.services().len(),
-            workloads.policies().len(),
-        );
-        row(
-            "workloads",
-            format!("{w} workloads, {s} services, {p} policies"),
-        )?;
+        let (services, policies) = (workloads.services().len(), workloads.policies().len());
+        let count = workloads.workloads().len();
+        row("workloads", format!("{count} (services: {services}, policies: {policies})"))?;
     }
     row("pods", config.pods.len().to_string())?;
     for pod in &config.pods {

@@ -22,7 +22,7 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     #[command(flatten)]
-    flags: RunFlags,
+    pub(super) flags: RunFlags,
 }
 
 #[derive(Debug, Args)]

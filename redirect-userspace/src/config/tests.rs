@@ -1,1 +1,670 @@
+use std::net::IpAddr;
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::{identity::Identity, pod::PodUid};
+
+fn host() -> Host {
+    Host {
+        environment: BTreeMap::new(),
+        hostname: "node-a".to_owned(),
+        cores: 8,
+    }
+}
+
+fn flags() -> Flags {
+    Flags {
+        dev_ca: true,
+        ..Flags::default()
+    }
+}
+
+fn parse_with(text: &str, host: &Host, flags: &Flags) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("redirect.yaml"), text, Format::Yaml, host, flags)
+}
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    parse_with(text, &host(), &flags())
+}
+
+const LEAST: &str = "workloads: /w.yaml\nidentity: {source: devCa, dir: /ca}\n";
+
+fn mistakes(text: &str) -> Vec<String> {
+    match parse(text) {
+        Err(ConfigError::Invalid { mistakes, .. }) => {
+            mistakes.iter().map(ToString::to_string).collect()
+        }
+        other => panic!("expected mistakes, found {other:?}"),
+    }
+}
+
+/// The mistakes of a file that is right but for these lines.
+fn mistakes_of(lines: &str) -> Vec<String> {
+    mistakes(&format!("{LEAST}{lines}"))
+}
+
+#[test]
+fn the_defaults_are_those_of_the_manual() {
+    let config = parse(LEAST).unwrap();
+    let expected = Config {
+        node: "node-a".into(),
+        trust_domain: "cluster.local".into(),
+        cluster_id: "Kubernetes".into(),
+        network: String::new(),
+        workers: NonZeroUsize::new(4).unwrap(),
+        state_dir: "/run/redirect".into(),
+        workloads: "/w.yaml".into(),
+        capture: CaptureConfig {
+            backend: Backend::Ebpf,
+            bpffs: "/sys/fs/bpf".into(),
+            cgroup: None,
+            events: false,
+            detach_on_exit: false,
+        },
+        proxy: ProxyConfig {
+            hold: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(5),
+            drain: Duration::from_secs(30),
+            max_connections_per_pod: 20_000,
+        },
+        hbone: HboneConfig {
+            stream_window: 2 << 20,
+            max_streams_per_tunnel: 100,
+            max_tunnels_per_peer: 64,
+            max_inbound_tunnels: 1024,
+            max_handshakes_per_source: 64,
+            handshake_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(20),
+            idle_timeout: Duration::from_secs(300),
+        },
+        identity: IdentityConfig::DevCa {
+            dir: "/ca".into(),
+            ttl: Duration::from_secs(86_400),
+        },
+        admin: AdminConfig {
+            metrics: Some(([127, 0, 0, 1], 15020).into()),
+            readiness: Some(([127, 0, 0, 1], 15021).into()),
+        },
+        log: LogConfig {
+            filter: "info".into(),
+            format: LogFormat::Text,
+        },
+        pods: Vec::new(),
+    };
+    assert_eq!(config, expected);
+}
+
+const EVERYTHING: &str = r#"
+node: from-file
+trustDomain: example.org
+clusterId: west
+network: net-1
+workers: 3
+stateDir: /run/other
+workloads: /etc/w.yaml
+capture: {backend: none, bpffs: /bpf, cgroup: /cg/me, events: true, detachOnExit: true}
+proxy: {hold: 0s, connectTimeout: 500ms, drain: 2m, maxConnectionsPerPod: 10}
+hbone: {streamWindow: 64KiB, maxStreamsPerTunnel: 7, maxTunnelsPerPeer: 8, maxInboundTunnels: 9, maxHandshakesPerSource: 10,
+  handshakeTimeout: 1s, pingInterval: 2s, pingTimeout: 3s, idleTimeout: 1h}
+identity: {source: devCa, dir: /ca, ttl: 2s}
+admin: {metrics: null, readiness: "[::1]:9000"}
+pods:
+- name: client
+  namespace: default
+  serviceAccount: caller
+  netns: /run/netns/x
+  cgroup: /cg//pod1/
+  ips: [10.1.0.2, "fd00:1::2", "::ffff:10.1.0.3"]
+- name: server
+  namespace: default
+  serviceAccount: server
+  uid: 7f1c
+  netns: /run/netns/y
+  cgroup: /cg/pod2
+  ips: [10.1.0.4]
+  excludeOutboundPorts: [22, 25]
+  excludeOutboundCidrs: [10.9.0.0/16, "fd00::/8"]
+  exemptCgroups: [/cg/pod2/agent]
+  captureMetadataAddress: true
+  preserveClientIp: false
+"#;
+
+#[test]
+fn every_field_is_read() {
+    let config = parse(EVERYTHING).unwrap();
+    assert_eq!(
+        (config.node.as_str(), config.trust_domain.as_str()),
+        ("from-file", "example.org")
+    );
+    assert_eq!(
+        (config.cluster_id.as_str(), config.network.as_str()),
+        ("west", "net-1")
+    );
+    assert_eq!(
+        (config.workers.get(), config.state_dir),
+        (3, "/run/other".into())
+    );
+    let capture = CaptureConfig {
+        backend: Backend::None,
+        bpffs: "/bpf".into(),
+        cgroup: Some("/cg/me".into()),
+        events: true,
+        detach_on_exit: true,
+    };
+    assert_eq!(config.capture, capture);
+    let proxy = ProxyConfig {
+        hold: Duration::ZERO,
+        connect_timeout: Duration::from_millis(500),
+        drain: Duration::from_secs(120),
+        max_connections_per_pod: 10,
+    };
+    assert_eq!(config.proxy, proxy);
+    let hbone = HboneConfig {
+        stream_window: 65_536,
+        max_streams_per_tunnel: 7,
+        max_tunnels_per_peer: 8,
+        max_inbound_tunnels: 9,
+        max_handshakes_per_source: 10,
+        handshake_timeout: Duration::from_secs(1),
+        ping_interval: Duration::from_secs(2),
+        ping_timeout: Duration::from_secs(3),
+        idle_timeout: Duration::from_secs(3600),
+    };
+    assert_eq!(config.hbone, hbone);
+    assert_eq!(
+        config.identity,
+        IdentityConfig::DevCa {
+            dir: "/ca".into(),
+            ttl: Duration::from_secs(2)
+        }
+    );
+    assert_eq!(
+        config.admin,
+        AdminConfig {
+            metrics: None,
+            readiness: Some("[::1]:9000".parse().unwrap())
+        }
+    );
+    let [client, server] = config.pods.as_slice() else {
+        panic!("two pods")
+    };
+    assert_eq!(client.uid, PodUid::new("default/client"));
+    assert_eq!(
+        client.identity,
+        Identity::new("example.org", "default", "caller").unwrap()
+    );
+    assert_eq!(client.cgroup, Path::new("/cg/pod1"));
+    let ips: Vec<IpAddr> = ["10.1.0.2", "fd00:1::2", "10.1.0.3"]
+        .map(|ip| ip.parse().unwrap())
+        .into();
+    assert_eq!(client.ips, ips);
+    assert_eq!(client.options, Default::default());
+    assert_eq!(server.uid, PodUid::new("7f1c"));
+    assert_eq!(server.options.exclude_outbound_ports, [22, 25]);
+    assert_eq!(server.options.exclude_outbound_cidrs.len(), 2);
+    assert_eq!(server.options.exempt_cgroups, [Path::new("/cg/pod2/agent")]);
+    assert!(server.options.capture_metadata_address && !server.options.preserve_client_ip);
+}
+
+#[test]
+fn toml_says_the_same() {
+    let text = r#"
+        workloads = "/w.yaml"
+        workers = 4
+        [identity]
+        source = "devCa"
+        dir = "/ca"
+        [[pods]]
+        name = "a"
+        namespace = "b"
+        serviceAccount = "c"
+        netns = "/n"
+        cgroup = "/c"
+        ips = ["10.0.0.1"]
+    "#;
+    let toml = Config::parse(Path::new("x.toml"), text, Format::Toml, &host(), &flags()).unwrap();
+    let pod = "pods: [{name: a, namespace: b, serviceAccount: c, netns: /n, cgroup: /c, ips: [10.0.0.1]}]";
+    assert_eq!(toml, parse(&format!("{LEAST}{pod}")).unwrap());
+    assert_eq!(
+        (Format::of(Path::new("a.TOML")), Format::of(Path::new("a"))),
+        (Format::Toml, Format::Yaml)
+    );
+}
+
+#[test]
+fn flags_win_over_environment_which_wins_over_the_file() {
+    let text = format!("{LEAST}node: file\nworkers: 2\n");
+    let environment = [
+        ("REDIRECT_NODE", "environment"),
+        ("REDIRECT_WORKERS", "5"),
+        ("REDIRECT_TRUST_DOMAIN", "example.org"),
+        ("REDIRECT_CLUSTER_ID", "c"),
+        ("REDIRECT_NETWORK", "n"),
+        ("REDIRECT_STATE_DIR", "/s"),
+        ("REDIRECT_WORKLOADS", "/x"),
+        ("REDIRECT_LOG", "debug"),
+        ("REDIRECT_LOG_FORMAT", "json"),
+    ];
+    let environment = environment
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+    let host = Host {
+        environment,
+        ..host()
+    };
+    let config = parse_with(&text, &host, &flags()).unwrap();
+    assert_eq!(
+        (config.node.as_str(), config.workers.get()),
+        ("environment", 5)
+    );
+    assert_eq!(
+        (config.trust_domain.as_str(), config.cluster_id.as_str()),
+        ("example.org", "c")
+    );
+    assert_eq!(
+        (config.network.as_str(), config.state_dir),
+        ("n", "/s".into())
+    );
+    assert_eq!(config.workloads, Path::new("/x"));
+    assert_eq!(
+        config.log,
+        LogConfig {
+            filter: "debug".into(),
+            format: LogFormat::Json
+        }
+    );
+
+    let flags = Flags {
+        node: Some("flag".into()),
+        workers: NonZeroUsize::new(7),
+        log: Some("trace".into()),
+        log_format: Some(LogFormat::Text),
+        detach_on_exit: true,
+        ..flags()
+    };
+    let config = parse_with(&text, &host, &flags).unwrap();
+    assert_eq!((config.node.as_str(), config.workers.get()), ("flag", 7));
+    assert_eq!(
+        config.log,
+        LogConfig {
+            filter: "trace".into(),
+            format: LogFormat::Text
+        }
+    );
+    assert!(config.capture.detach_on_exit);
+}
+
+#[test]
+fn bad_environment_and_flags_are_named() {
+    let environment = [
+        ("REDIRECT_WORKERS", "many"),
+        ("REDIRECT_TRUST_DOMAIN", "Example.org"),
+        ("REDIRECT_STATE_DIR", "run"),
+        ("REDIRECT_LOG_FORMAT", "xml"),
+        ("REDIRECT_NODE", "with blank"),
+        // Kubernetes makes such variables for a service called `redirect`.
+        ("REDIRECT_SERVICE_HOST", "10.0.0.1"),
+        ("REDIRECT_NETWORK", ""),
+    ];
+    let environment = environment
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+    let flags = Flags {
+        log: Some("a=b=c".into()),
+        ..flags()
+    };
+    let error = parse_with(
+        LEAST,
+        &Host {
+            environment,
+            ..host()
+        },
+        &flags,
+    )
+    .unwrap_err()
+    .to_string();
+    for name in [
+        "REDIRECT_WORKERS: ",
+        "REDIRECT_TRUST_DOMAIN: ",
+        "REDIRECT_STATE_DIR: ",
+        "REDIRECT_NODE: ",
+        "--log: ",
+    ] {
+        assert!(error.contains(&format!("\n  {name}")), "{name} in {error}");
+    }
+    assert!(
+        !error.contains("SERVICE_HOST") && !error.contains("NETWORK"),
+        "{error}"
+    );
+}
+
+#[test]
+fn all_mistakes_are_reported_together_with_their_fields() {
+    let text = r#"
+node: 7
+trustDomain: Cluster.local
+worker: 2
+workers: 0
+capture: {backend: iptables, events: maybe}
+proxy: {hold: 5, drain: 5 parsecs, connectTimeout: 0s}
+hbone: {streamWindow: 2MB, maxStreamsPerTunnel: 0}
+admin: {metrics: here}
+pods:
+- name: a
+  namespace: default
+  serviceAccount: a
+  netns: run/netns/a
+  cgroup: /cg/a
+  ips: [10.0.0.300]
+- namespace: ..
+  ips: []
+  excludeOutboundPorts: [70000, http]
+  excludeOutboundCidrs: [10.9.1.0/16]
+  ipz: []
+- 5
+"#;
+    let expected = [
+        "node: expected text, found the number 7 (put it in quotes)",
+        "trustDomain: \"Cluster.local\" cannot be a trust domain: lower-case letters, digits, `.`, `-` and `_`, at most 255",
+        "workers: 0 is not between 1 and 1024",
+        "workloads: is missing",
+        "capture.backend: \"iptables\" is not one of ebpf, none",
+        "capture.events: expected true or false, found \"maybe\"",
+        "proxy.hold: expected text, found the number 5 (put it in quotes)",
+        "proxy.connectTimeout: must be more than nothing",
+        "proxy.drain: \"5 parsecs\" is not a duration such as 500ms, 5s, 10m or 24h",
+        "hbone.streamWindow: \"2MB\" is not a size such as 65536, 64KiB or 2MiB",
+        "hbone.maxStreamsPerTunnel: 0 is not between 1 and 10000",
+        "identity: is missing",
+        "admin.metrics: \"here\" is not an address such as 127.0.0.1:15020",
+        "pods[0].netns: \"run/netns/a\" is not an absolute path",
+        "pods[0].ips[0]: \"10.0.0.300\" is not an IP address",
+        "pods[1].name: is missing",
+        "pods[1].namespace: \"..\" cannot be a namespace: letters, digits, `.`, `-` and `_`, at most 253, not `.` or `..`",
+        "pods[1].serviceAccount: is missing",
+        "pods[1].netns: is missing",
+        "pods[1].cgroup: is missing",
+        "pods[1].ips: a pod needs at least one address",
+        "pods[1].excludeOutboundPorts[0]: 70000 is not between 1 and 65535",
+        "pods[1].excludeOutboundPorts[1]: expected a number between 1 and 65535, found \"http\"",
+        "pods[1].excludeOutboundCidrs[0]: 10.9.1.0/16 has bits set after its prefix; 10.9.0.0/16 is meant?",
+        "pods[1].ipz: unknown field; did you mean ips?",
+        "pods[2]: expected a map, found the number 5",
+        "worker: unknown field; did you mean workers?",
+    ];
+    assert_eq!(mistakes(text), expected);
+}
+
+#[test]
+fn what_pods_must_not_share_is_named() {
+    let pod = |more: &str| format!("{{namespace: d, serviceAccount: s, {more}}}");
+    let list = [
+        pod("name: a, netns: /n/a, cgroup: /cg/a, ips: [10.0.0.1]"),
+        pod("name: a, netns: /n/b, cgroup: /cg/b, ips: [10.0.0.2]"),
+        pod("name: c, netns: /n/a, cgroup: /cg/c, ips: [10.0.0.3]"),
+        pod("name: d, netns: /n/d, cgroup: /cg/a, ips: [10.0.0.4]"),
+        pod("name: e, netns: /n/e, cgroup: /cg/c/inner, ips: [10.0.0.5]"),
+        pod("name: f, netns: /n/f, cgroup: /cg/f, ips: [\"::ffff:10.0.0.1\"]"),
+        pod("name: g, netns: /n/g, cgroup: /cg/g, ips: [10.0.0.7, 10.0.0.7]"),
+        pod(
+            "name: h, netns: /n/h, cgroup: /cg/h, ips: [127.0.0.1, 0.0.0.0, 224.0.0.1, 255.255.255.255, \"fe80::1\"]",
+        ),
+        pod(
+            "name: i, netns: /n/i, cgroup: /cg/i, ips: [10.0.0.9], exemptCgroups: [/cg/i, /cg/other]",
+        ),
+        pod("name: j, uid: ../j, netns: /n/../j, cgroup: /cg/j, ips: [10.0.0.10]"),
+    ];
+    let expected = [
+        "pods[1].uid: d/a is that of pods[0], too",
+        "pods[2].netns: /n/a is that of pods[0], too",
+        "pods[3].cgroup: /cg/a is that of pods[0], too",
+        "pods[4].cgroup: /cg/c/inner is inside, or around, that of pods[2], too",
+        "pods[5].ips: 10.0.0.1 is that of pods[0], too",
+        "pods[6].ips: 10.0.0.7 is given twice",
+        "pods[7].ips[0]: 127.0.0.1 is a loopback address, which cannot be a pod's",
+        "pods[7].ips[1]: 0.0.0.0 is the unspecified address, which cannot be a pod's",
+        "pods[7].ips[2]: 224.0.0.1 is a multicast address, which cannot be a pod's",
+        "pods[7].ips[3]: 255.255.255.255 is the broadcast address, which cannot be a pod's",
+        "pods[7].ips[4]: fe80::1 is a link-local address, which cannot be a pod's",
+        "pods[8].exemptCgroups[0]: /cg/i is not below the pod's cgroup /cg/i",
+        "pods[8].exemptCgroups[1]: /cg/other is not below the pod's cgroup /cg/i",
+        "pods[9].uid: \"../j\" cannot be a uid: letters, digits, `.`, `-`, `_`, in parts separated by `/`",
+        "pods[9].netns: \"/n/../j\" has a part `..` or a zero byte",
+    ];
+    assert_eq!(
+        mistakes_of(&format!("pods: [{}]", list.join(", "))),
+        expected
+    );
+}
+
+#[test]
+fn values_that_do_not_fit_together_are_refused() {
+    let table = [
+        (
+            "hbone: {streamWindow: 1GiB, maxStreamsPerTunnel: 2}",
+            "hbone: streamWindow (1073741824) times maxStreamsPerTunnel (2)",
+        ),
+        (
+            "admin: {metrics: '127.0.0.1:1', readiness: '127.0.0.1:1'}",
+            "admin: metrics and readiness are both at 127.0.0.1:1",
+        ),
+        (
+            "proxy: {drain: 100000d}",
+            "proxy.drain: \"100000d\" is longer than ten years",
+        ),
+        (
+            "hbone: {streamWindow: 1KiB}",
+            "hbone.streamWindow: \"1KiB\" is not between 65535 and 2147483647 bytes",
+        ),
+        ("pods: {}", "pods: expected a list, found a map"),
+        ("capture: []", "capture: expected a map, found a list"),
+        (
+            "network: a/b",
+            "network: \"a/b\" cannot be a network: it has a slash",
+        ),
+    ];
+    for (lines, expected) in table {
+        let found = mistakes_of(lines);
+        assert!(
+            found.len() == 1 && found[0].starts_with(expected),
+            "{lines}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn a_development_authority_needs_the_flag_and_files_have_no_ttl() {
+    let error = parse_with(LEAST, &host(), &Flags::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("identity: source: devCa signs with the root key")
+            && error.contains("--dev-ca"),
+        "{error}"
+    );
+    let files = "workloads: /w\nidentity: {source: files, dir: /certs}";
+    let config = parse_with(files, &host(), &Flags::default()).unwrap();
+    assert_eq!(
+        config.identity,
+        IdentityConfig::Files {
+            dir: "/certs".into()
+        }
+    );
+    let found = mistakes("workloads: /w\nidentity: {source: files, dir: /certs, ttl: 1h}");
+    assert_eq!(
+        found,
+        ["identity.ttl: only with source: devCa; certificate files have their own time"]
+    );
+    let found = mistakes("workloads: /w\nidentity: {source: devCa, dir: /certs, ttl: 1ms}");
+    assert_eq!(found, ["identity.ttl: must be at least 1s"]);
+}
+
+#[test]
+fn what_is_no_document_is_reported_with_its_place() {
+    for text in [
+        "a: [",
+        "a: 1\na: 2",
+        "%",
+        "- a\nb: c",
+        "\t- x: : y",
+        "a: *nowhere",
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(
+            matches!(error, ConfigError::Syntax { .. }),
+            "{text:?}: {error:?}"
+        );
+        assert!(error.to_string().contains("line"), "{text:?}: {error}");
+    }
+    assert_eq!(mistakes("[]"), ["expected a map, found a list"]);
+    assert_eq!(
+        mistakes(""),
+        ["workloads: is missing", "identity: is missing"]
+    );
+    let toml =
+        Config::parse(Path::new("x.toml"), "a = ", Format::Toml, &host(), &flags()).unwrap_err();
+    assert!(matches!(toml, ConfigError::Syntax { .. }));
+    let missing = Config::load(Path::new("/nowhere/redirect.yaml"), &host(), &flags()).unwrap_err();
+    assert_eq!(
+        missing.to_string(),
+        "read /nowhere/redirect.yaml: No such file or directory (os error 2)"
+    );
+}
+
+#[test]
+fn a_hopeless_file_gets_a_bounded_answer() {
+    let text: String = (0..10_000).map(|n| format!("x{n}: 1\n")).collect();
+    let found = mistakes(&text);
+    assert_eq!(
+        (found.len(), found.last().unwrap().as_str()),
+        (201, "and more; these were enough")
+    );
+}
+
+/// Writes what [`parse`] reads.
+fn render(config: &Config) -> String {
+    let ms = |duration: Duration| format!("{}ms", duration.as_millis());
+    let (capture, proxy, hbone) = (&config.capture, &config.proxy, &config.hbone);
+    let address = |address: Option<SocketAddr>| {
+        address.map_or("null".to_owned(), |address| format!("\"{address}\""))
+    };
+    let mut text = format!(
+        "node: {:?}\ntrustDomain: {:?}\nclusterId: {:?}\nnetwork: {:?}\nworkers: {}\nstateDir: {:?}\nworkloads: {:?}\n",
+        config.node,
+        config.trust_domain,
+        config.cluster_id,
+        config.network,
+        config.workers,
+        config.state_dir,
+        config.workloads,
+    );
+    text += &format!(
+        "capture: {{backend: {}, bpffs: {:?}, cgroup: {}, events: {}, detachOnExit: {}}}\n",
+        if capture.backend == Backend::Ebpf {
+            "ebpf"
+        } else {
+            "none"
+        },
+        capture.bpffs,
+        capture
+            .cgroup
+            .as_ref()
+            .map_or("null".to_owned(), |path| format!("{path:?}")),
+        capture.events,
+        capture.detach_on_exit,
+    );
+    text += &format!(
+        "proxy: {{hold: {}, connectTimeout: {}, drain: {}, maxConnectionsPerPod: {}}}\n",
+        ms(proxy.hold),
+        ms(proxy.connect_timeout),
+        ms(proxy.drain),
+        proxy.max_connections_per_pod,
+    );
+    text += &format!(
+        "hbone: {{streamWindow: {}, maxStreamsPerTunnel: {}, handshakeTimeout: {}, idleTimeout: {}}}\n",
+        hbone.stream_window,
+        hbone.max_streams_per_tunnel,
+        ms(hbone.handshake_timeout),
+        ms(hbone.idle_timeout),
+    );
+    text += &match &config.identity {
+        IdentityConfig::DevCa { dir, ttl } => format!(
+            "identity: {{source: devCa, dir: {dir:?}, ttl: {}}}\n",
+            ms(*ttl)
+        ),
+        IdentityConfig::Files { dir } => format!("identity: {{source: files, dir: {dir:?}}}\n"),
+    };
+    text += &format!(
+        "admin: {{metrics: {}, readiness: {}}}\n",
+        address(config.admin.metrics),
+        address(config.admin.readiness),
+    );
+    text
+}
+
+prop_compose! {
+    fn any_config()(
+        node in "[a-z0-9]{1,8}(-[a-z0-9]{1,8})?",
+        trust_domain in "[a-z]{1,8}(\\.[a-z]{1,8}){0,2}",
+        (cluster_id, network) in ("[a-zA-Z0-9-]{0,10}", "[a-z0-9.-]{0,10}"),
+        workers in 1usize..=1024,
+        (state_dir, workloads, bpffs, dir) in (path(), path(), path(), path()),
+        (cgroup, events, detach_on_exit, ebpf) in (prop::option::of(path()), any::<bool>(), any::<bool>(), any::<bool>()),
+        (hold, connect, drain, ttl) in (0u64..1 << 30, 1u64..1 << 30, 0u64..1 << 30, prop::option::of(1000u64..1 << 30)),
+        max_connections_per_pod in 1usize..=1_000_000,
+        (window, streams) in (65_535u32..1 << 24, 1u32..=127),
+        metrics in prop::option::of(any::<std::net::SocketAddrV4>().prop_map(SocketAddr::V4)),
+    ) -> Config {
+        let ms = Duration::from_millis;
+        Config {
+            node, trust_domain, cluster_id, network, state_dir, workloads,
+            workers: NonZeroUsize::new(workers).unwrap(),
+            capture: CaptureConfig {
+                backend: if ebpf { Backend::Ebpf } else { Backend::None }, bpffs, cgroup, events, detach_on_exit,
+            },
+            proxy: ProxyConfig { hold: ms(hold), connect_timeout: ms(connect), drain: ms(drain), max_connections_per_pod },
+            hbone: HboneConfig {
+                stream_window: window, max_streams_per_tunnel: streams,
+                handshake_timeout: ms(connect), idle_timeout: ms(hold + 1),
+                ..parse(LEAST).unwrap().hbone
+            },
+            identity: match ttl {
+                Some(ttl) => IdentityConfig::DevCa { dir, ttl: ms(ttl) },
+                None => IdentityConfig::Files { dir },
+            },
+            admin: AdminConfig { metrics, readiness: None },
+            log: LogConfig { filter: "info".into(), format: LogFormat::Text },
+            pods: Vec::new(),
+        }
+    }
+}
+
+fn path() -> impl Strategy<Value = PathBuf> {
+    "(/[a-zA-Z0-9_. -]{1,6}[a-z]){1,4}".prop_map(PathBuf::from)
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_again(config in any_config()) {
+        let text = render(&config);
+        prop_assert_eq!(parse(&text).map_err(|e| format!("{e}\n{text}")), Ok(config));
+    }
+
+    #[test]
+    fn rubbish_is_refused_without_a_panic(text in "\\PC*") {
+        prop_assert!(parse(&text).is_err());
+        prop_assert!(Config::parse(Path::new("x"), &text, Format::Toml, &host(), &flags()).is_err());
+    }
+
+    /// Valid text with one piece replaced: an answer, whichever.
+    #[test]
+    fn damaged_files_do_not_panic(start in 0usize..EVERYTHING.len(), len in 0usize..40, with in "[-\\[\\]{}:,a0.\n \"]{0,6}") {
+        let end = (start + len).min(EVERYTHING.len());
+        let text = format!("{}{with}{}", &EVERYTHING[..start], &EVERYTHING[end..]);
+        if let Err(error) = parse(&text) {
+            prop_assert!(!error.to_string().is_empty());
+        }
+    }
+}

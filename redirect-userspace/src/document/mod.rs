@@ -4,9 +4,14 @@
 //! read it while they collect a [`Mistake`] with the path of each field that is wrong, missing or unknown.
 
 mod node;
+mod revision;
 mod value;
 
+#[cfg(test)]
+mod tests;
+
 pub use node::{Fields, Node, parse_duration};
+pub use revision::{Revision, revision_of};
 pub use value::{Format, SyntaxError, Value, parse};
 
 use std::{cell::RefCell, fmt};

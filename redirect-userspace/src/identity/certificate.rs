@@ -35,6 +35,9 @@ impl Certificate {
         key: PrivateKeyDer<'static>,
     ) -> Result<Self, BadCertificate> {
         let leaf = LeafInfo::read(chain.first().ok_or(BadCertificate::Empty)?)?;
+        if !leaf.for_both_sides {
+            return Err(BadCertificate::Purpose);
+        }
         let expected = identity.to_string();
         if leaf.uris.len() != 1 || leaf.uris[0] != expected {
             return Err(BadCertificate::Identity {
@@ -127,6 +130,8 @@ pub enum BadCertificate {
     KeyType,
     #[error("the private key does not belong to the certificate")]
     KeyMismatch,
+    #[error("must be for TLS servers and for TLS clients (extended key usage)")]
+    Purpose,
     #[error(
         "names {}, but must name exactly {expected} as its one URI",
         quoted(found)
@@ -151,6 +156,8 @@ pub(super) struct LeafInfo {
     pub not_before: SystemTime,
     pub not_after: SystemTime,
     pub serial: String,
+    /// Its extended key usages, if it has any, permit to be server and client.
+    pub for_both_sides: bool,
 }
 
 impl LeafInfo {
@@ -166,8 +173,14 @@ impl LeafInfo {
                 _ => None,
             })
             .collect();
+        let purposes = cert
+            .extended_key_usage()
+            .map_err(|e| encoding(&e))?
+            .map(|extension| extension.value);
         let validity = cert.validity();
         Ok(Self {
+            for_both_sides: purposes
+                .is_none_or(|found| found.any || (found.server_auth && found.client_auth)),
             uris,
             not_before: system_time(validity.not_before),
             // RFC 5280 counts the last second in, we do not.

@@ -2,6 +2,9 @@
 //!
 //! Whoever holds the root key can name itself anything in the mesh, so this is for development and tests only.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
@@ -20,10 +23,12 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use super::{
     Certificate, Clock, Identity, IdentityError, Roots,
     certificate::LeafInfo,
-    files::{Revision, leaf_paths, read_certs, read_roots, revision_of, roots_path},
+    files::{leaf_paths, read_certs, read_roots, roots_path},
     source::{CertificateSource, Issuing},
     spiffe::check_trust_domain,
+    tls::check_own_chain,
 };
+use crate::document::{Revision, revision_of};
 
 /// A leaf is valid from this long before it is made, for peers whose clock is late.
 const BACKDATE: Duration = Duration::from_secs(120);
@@ -178,6 +183,12 @@ impl DevCa {
         let roots_path = roots_path(&self.dir);
         let root = &read_certs(&roots_path)?[0];
         let info = LeafInfo::read(root).map_err(|e| bad(&roots_path, e.to_string()))?;
+        // webpki takes roots as trusted whatever their dates; other peers do not.
+        let now = self.clock.now();
+        if now < info.not_before || now >= info.not_after {
+            let what = "the root is past its time, or not valid yet; make another".to_owned();
+            return Err(bad(&roots_path, what));
+        }
         let named = format!("spiffe://{}", self.trust_domain);
         if !info.uris.is_empty() && !info.uris.contains(&named) {
             let what = format!(
@@ -207,8 +218,11 @@ impl CertificateSource for DevCa {
         Box::pin(async move {
             let (leaf, key) = self.sign(identity)?;
             let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-            Certificate::new(identity, vec![leaf.into()], key)
-                .map_err(|e| IdentityError::Issue(e.to_string()))
+            let certificate = Certificate::new(identity, vec![leaf.into()], key)
+                .map_err(|e| IdentityError::Issue(e.to_string()))?;
+            check_own_chain(certificate.chain(), &self.roots()?, self.clock.now())
+                .map_err(|what| bad_root(&self.dir, &what))?;
+            Ok(certificate)
         })
     }
 
@@ -230,6 +244,14 @@ impl CertificateSource for DevCa {
 
     fn name(&self) -> &'static str {
         "devCa"
+    }
+}
+
+/// The leaf was made just now: what is wrong with its chain is wrong with the root.
+fn bad_root(dir: &Path, what: &str) -> IdentityError {
+    IdentityError::BadFile {
+        path: roots_path(dir),
+        what: format!("a certificate signed with this root {what}"),
     }
 }
 

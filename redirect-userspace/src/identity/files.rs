@@ -1,10 +1,10 @@
 //! Certificates as files, written by whoever: `roots.pem`, and `NAMESPACE/SERVICE_ACCOUNT/{cert,key}.pem`.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
-    fs,
-    hash::{DefaultHasher, Hash, Hasher},
-    io,
-    os::unix::fs::MetadataExt,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -18,9 +18,7 @@ use super::{
     Certificate, Clock, Identity, IdentityError, Roots, certificate::BadCertificate,
     source::CertificateSource, source::Issuing, tls::check_own_chain,
 };
-
-/// Stands for one state of some files; another state, another value.
-pub type Revision = u64;
+use crate::document::{Revision, revision_of};
 
 #[derive(Debug)]
 pub struct Files {
@@ -152,23 +150,4 @@ fn pem_error(path: &Path, error: &pem::Error) -> IdentityError {
         path: path.to_owned(),
         what: format!("is not PEM: {error}"),
     }
-}
-
-/// Follows symbolic links, so that Kubernetes' swap of a projected volume counts as a change.
-pub fn revision_of(paths: &[&Path]) -> Revision {
-    let mut hasher = DefaultHasher::new();
-    for path in paths {
-        match fs::metadata(path) {
-            Ok(found) => (
-                found.dev(),
-                found.ino(),
-                found.size(),
-                found.mtime(),
-                found.mtime_nsec(),
-            )
-                .hash(&mut hasher),
-            Err(error) => error.raw_os_error().hash(&mut hasher),
-        }
-    }
-    hasher.finish()
 }

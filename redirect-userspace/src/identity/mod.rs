@@ -10,6 +10,8 @@ pub mod files;
 pub mod source;
 pub mod spiffe;
 pub mod store;
+#[cfg(test)]
+pub mod testing;
 pub mod tls;
 
 pub use certificate::{Certificate, Roots};

@@ -2,12 +2,8 @@
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use super::{
-    Certificate, Clock, Identity, IdentityError, Roots,
-    dev_ca::DevCa,
-    files::{Files, Revision},
-};
-use crate::config::IdentityConfig;
+use super::{Certificate, Clock, Identity, IdentityError, Roots, dev_ca::DevCa, files::Files};
+use crate::{config::IdentityConfig, document::Revision};
 
 pub type Issuing<'a> =
     Pin<Box<dyn Future<Output = Result<Certificate, IdentityError>> + Send + 'a>>;

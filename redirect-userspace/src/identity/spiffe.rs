@@ -171,4 +171,17 @@ mod tests {
         assert_eq!(trust_domain_of("spiffe://example.org/a//b"), None);
         assert_eq!(trust_domain_of("https://example.org/a"), None);
     }
+
+    proptest::proptest! {
+        /// Whatever is accepted has one spelling, and is safe as a path.
+        #[test]
+        fn no_two_spellings_name_one_identity(uri in "(spiffe://)?[a-zA-Z0-9./%:@ -]{0,12}(/ns/)?[a-zA-Z0-9._/-]{0,8}(/sa/)?[a-zA-Z0-9._/-]{0,8}") {
+            if let Ok(identity) = Identity::parse(&uri) {
+                proptest::prop_assert_eq!(identity.to_string(), uri);
+                for part in [&identity.namespace, &identity.service_account] {
+                    proptest::prop_assert!(!part.contains('/') && &**part != "..");
+                }
+            }
+        }
+    }
 }

@@ -1,5 +1,8 @@
 //! Keeps one certificate per identity, and renews it before it ends.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -16,9 +19,8 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{
-    Certificate, CertificateSource, Clock, Identity, IdentityError, Roots, files::Revision,
-};
+use super::{Certificate, CertificateSource, Clock, Identity, IdentityError, Roots};
+use crate::document::Revision;
 
 /// The longest time between two looks at the wall clock and the files: neither tells when it changes.
 const LOOK: Duration = Duration::from_secs(1);

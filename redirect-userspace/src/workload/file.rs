@@ -3,6 +3,9 @@
 mod policies;
 mod services;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,

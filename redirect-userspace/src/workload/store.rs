@@ -1,5 +1,8 @@
 //! The current workloads, and the task that keeps them current.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -14,7 +17,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::{Defaults, WorkloadFileError, Workloads};
-use crate::identity::files::{Revision, revision_of};
+use crate::document::{Revision, revision_of};
 
 /// How often the file is looked at: a `stat`.
 const LOOK: Duration = Duration::from_millis(500);

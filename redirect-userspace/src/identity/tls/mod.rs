@@ -39,11 +39,14 @@ pub struct TlsConfigs {
     cache: Mutex<Cache>,
 }
 
+/// Who connects, and whom it accepts.
+type ClientKey = (Identity, Arc<[Arc<str>]>);
+
 #[derive(Default)]
 struct Cache {
     roots: [u8; 32],
     servers: HashMap<Identity, Arc<ServerConfig>>,
-    clients: HashMap<(Identity, Arc<[Arc<str>]>), Arc<ClientConfig>>,
+    clients: HashMap<ClientKey, Arc<ClientConfig>>,
 }
 
 impl TlsConfigs {

@@ -194,28 +194,3 @@ fn load_balancer(node: &Node<'_>) -> Option<LoadBalancer> {
         health_policy: health_policy?,
     })
 }
-
-#[cfg(test)]
-mod tests {
-    use crate::{
-        document::Format,
-        workload::{Defaults, Workloads},
-    };
-
-    #[test]
-    fn a_service_needs_its_key_fields() {
-        let text = "services: [{name: a, ports: {}}]";
-        let defaults = Defaults {
-            trust_domain: "cluster.local".into(),
-        };
-        let error = Workloads::parse("w", text, Format::Yaml, &defaults)
-            .unwrap_err()
-            .to_string();
-        for field in ["namespace", "hostname", "vips"] {
-            assert!(
-                error.contains(&format!("services[0].{field}: is missing")),
-                "{error}"
-            );
-        }
-    }
-}
