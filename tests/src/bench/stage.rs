@@ -184,7 +184,7 @@ impl Running {
         let filter = if access_log {
             "info"
         } else {
-            "info,access=off"
+            "info,redirect::access=off"
         };
         command.args(["--log", filter]);
         let file = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
