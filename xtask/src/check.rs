@@ -66,7 +66,9 @@ impl Step {
     /// Returns a remark for the summary, or what is wrong.
     fn run(self, root: &Path) -> anyhow::Result<String> {
         match self {
-            Self::Fmt => cargo(root, &["fmt", "--all", "--check", "--", "-l"], &[]).map(|()| String::new()),
+            Self::Fmt => {
+                cargo(root, &["fmt", "--all", "--check", "--", "-l"], &[]).map(|()| String::new())
+            }
             Self::Layers => layers::check(root),
             Self::Clippy => cargo(
                 root,
