@@ -65,7 +65,11 @@ impl Options {
     }
 
     fn idle_connections(&self) -> &'static [usize] {
-        if self.quick { &[1_000] } else { &[1_000, 5_000] }
+        if self.quick {
+            &[1_000]
+        } else {
+            &[1_000, 5_000]
+        }
     }
 
     fn wants(&self, group: Group) -> bool {

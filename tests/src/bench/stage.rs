@@ -8,13 +8,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use redirect_common::ports;
 use serde_json::json;
 
 use super::{
     apps::{App, EXCLUDED_PORT, echo, serve},
     haproxy::{self, Pair},
 };
-use crate::{Node, Pod, Process, Testbed, wait_until};
+use crate::{DaemonSpec, Metrics, Node, Pod, Process, Testbed, get, wait_until};
 
 /// A way from the client to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
@@ -178,7 +179,7 @@ impl Stage {
 }
 
 impl Running {
-    fn start(spec: &crate::DaemonSpec, node: &Node, access_log: bool) -> Result<Self> {
+    fn start(spec: &DaemonSpec, node: &Node, access_log: bool) -> Result<Self> {
         let log = node.directory().join("daemon.log");
         let mut command = spec.ready_command();
         let filter = if access_log {
@@ -195,20 +196,22 @@ impl Running {
             .spawn()
             .context("cannot start redirect")?;
         let mut running = Self(child);
-        let read = || fs::read_to_string(&log).unwrap_or_default();
-        let mut ended = None;
-        let settled = wait_until(Duration::from_secs(20), || {
-            ended = running.0.try_wait().ok().flatten();
-            ended.is_some()
-                || read()
-                    .lines()
-                    .any(|line| line.contains("ready") && line.contains("pods="))
+        let admin = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let said = || fs::read_to_string(&log).unwrap_or_default();
+        let ready = wait_until(Duration::from_secs(20), || {
+            let ready = get(node.netns(), admin(ports::READINESS), "/healthz/ready");
+            ready.is_ok_and(|response| response.status == 200)
+                || matches!(running.0.try_wait(), Ok(Some(_)))
         });
-        if !settled || ended.is_some() {
+        let metrics = get(node.netns(), admin(ports::METRICS), "/metrics");
+        let captured = metrics.map_or(0.0, |metrics| {
+            Metrics::parse(&metrics.body).sum("redirect_pods_captured", &[])
+        });
+        if !ready || captured != 1.0 {
             bail!(
-                "the daemon on {} is not ready ({ended:?}); it said:\n{}",
+                "the daemon on {} has not captured its pod; it said:\n{}",
                 node.name(),
-                read()
+                said()
             );
         }
         Ok(running)
