@@ -134,6 +134,16 @@ impl DaemonSpec {
     /// Starts the daemon without waiting.
     #[track_caller]
     pub fn spawn(&self) -> Daemon {
+        let command = self.ready_command();
+        let process = Process::spawn(format!("daemon on {}", self.node.name()), command);
+        Daemon {
+            process,
+            spec: self.clone(),
+        }
+    }
+
+    /// The command that `spawn` runs, with its configuration written: for who wants the output elsewhere.
+    pub fn ready_command(&self) -> Command {
         let cgroup = self.cgroup();
         fs::create_dir_all(&cgroup).expect("make the daemon's cgroup");
         let mut command = self.node.command_in(&cgroup, &self.binary);
@@ -146,11 +156,7 @@ impl DaemonSpec {
             .env_remove("RUST_LOG")
             .env("NO_COLOR", "1")
             .envs(self.environment.iter().cloned());
-        let process = Process::spawn(format!("daemon on {}", self.node.name()), command);
-        Daemon {
-            process,
-            spec: self.clone(),
-        }
+        command
     }
 
     /// Writes the configuration file and what it names; gives its path.

@@ -19,6 +19,7 @@
 //! by a panic), and is swept by the next test process when its maker was killed. Only what is below those names is ever
 //! touched. Nothing here needs addresses or interfaces of the machine itself.
 
+pub mod bench;
 mod binaries;
 pub mod cgroup;
 mod daemon;

@@ -3,6 +3,8 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
+mod check;
 mod ebpf;
 mod setup;
 
@@ -20,11 +22,17 @@ enum Command {
     Setup,
     /// Build the eBPF programs and print their size and stack use
     BuildEbpf(ebpf::Args),
+    /// Measure a redirect pair beside no proxy and beside HAProxy
+    Bench(bench::Args),
+    /// Everything that can be checked without running the daemon: fmt, layering, deny, clippy, BPF, docs
+    Check(check::Args),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Setup => setup::run(),
         Command::BuildEbpf(args) => ebpf::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Check(args) => check::run(&args),
     }
 }
