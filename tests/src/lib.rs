@@ -31,9 +31,11 @@ mod metrics;
 pub mod namespace;
 mod process;
 mod run_id;
+pub mod sockets;
 pub mod sys;
 mod testbed;
 mod wait;
+mod wall;
 mod workloads;
 
 pub use binaries::{app_binary, redirect_binary};
@@ -45,4 +47,5 @@ pub use process::{App, Event, Process};
 pub use run_id::RunId;
 pub use testbed::{Node, Pod, Testbed};
 pub use wait::{eventually, wait_until};
+pub use wall::Wall;
 pub use workloads::Workloads;

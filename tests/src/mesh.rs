@@ -5,10 +5,12 @@ use serde_json::{Value, json};
 use crate::{
     daemon::{Daemon, DaemonSpec},
     testbed::{Node, Pod, Testbed},
+    wall::Wall,
     workloads::{Workloads, merge},
 };
 
-/// Two nodes `a` and `b`; pod `client` on `a`, pod `server` on `b`, and `outsider` on `b`, which is in no mesh.
+/// Two nodes `a` and `b`; pod `client` on `a`, pod `server` on `b`, and `outsider` on `a`, which is in no mesh. Between the
+/// nodes only HBONE passes, see [`Wall`].
 #[derive(Debug)]
 pub struct Mesh {
     pub daemon_a: Daemon,
@@ -19,6 +21,7 @@ pub struct Mesh {
     pub a: Node,
     pub b: Node,
     pub workloads: Workloads,
+    pub wall: Wall,
     // Last, so that it outlives what runs in it.
     pub bed: Testbed,
 }
@@ -92,7 +95,8 @@ impl MeshBuilder {
     pub fn start_with(self, prepare: impl FnOnce(&Pod, &Pod)) -> Mesh {
         let bed = Testbed::new();
         let (a, b) = (bed.node("a"), bed.node("b"));
-        let (client, server, outsider) = (a.pod("client"), b.pod("server"), b.pod("outsider"));
+        let wall = Wall::around(&a);
+        let (client, server, outsider) = (a.pod("client"), b.pod("server"), a.pod("outsider"));
         prepare(&client, &server);
         let workloads = bed.workloads().hbone(&client).hbone(&server);
         workloads.write();
@@ -110,6 +114,7 @@ impl MeshBuilder {
             a,
             b,
             workloads,
+            wall,
             bed,
         }
     }

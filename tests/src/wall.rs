@@ -1,0 +1,61 @@
+//! A packet filter between nodes that lets only HBONE through: what leaks in plaintext is refused and counted.
+
+use std::process::Command;
+
+use crate::{hbone, testbed::Node};
+
+/// The filter of one node. It goes with the node's namespace.
+#[derive(Clone, Debug)]
+pub struct Wall {
+    node: Node,
+}
+
+impl Wall {
+    /// From now on `node` forwards, of TCP, only what comes from or goes to port 15008.
+    pub fn around(node: &Node) -> Self {
+        let wall = Self { node: node.clone() };
+        let port = hbone::PORT;
+        wall.nft(&format!(
+            "table inet wall {{
+                counter leaked {{ }}
+                chain forward {{
+                    type filter hook forward priority 0;
+                    meta l4proto tcp tcp sport != {port} tcp dport != {port} counter name leaked reject with tcp reset
+                }}
+            }}"
+        ));
+        wall
+    }
+
+    /// Packets that were no HBONE, until now.
+    pub fn leaked(&self) -> u64 {
+        let listing = self.nft("list counter inet wall leaked");
+        let packets = listing
+            .split_whitespace()
+            .skip_while(|word| *word != "packets")
+            .nth(1);
+        packets
+            .and_then(|number| number.parse().ok())
+            .unwrap_or_else(|| panic!("no packet count in {listing}"))
+    }
+
+    fn nft(&self, commands: &str) -> String {
+        let run = || {
+            Command::new("nft")
+                .arg(commands)
+                .output()
+                .expect("nft is installed (`cargo xtask setup`)")
+        };
+        let output = self
+            .node
+            .netns()
+            .run(run)
+            .expect("the namespace can be entered");
+        assert!(
+            output.status.success(),
+            "nft {commands}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
