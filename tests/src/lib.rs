@@ -23,6 +23,7 @@ pub mod bench;
 mod binaries;
 pub mod cgroup;
 mod daemon;
+pub mod exchange;
 pub mod hbone;
 mod http;
 pub mod leftovers;

@@ -27,13 +27,14 @@ pub struct Mesh {
 }
 
 /// Differences from the plain scenario.
-#[derive(Debug)]
 pub struct MeshBuilder {
     config_a: Value,
     config_b: Value,
-    client: Value,
+    client: Vec<PodOptions>,
     server: Value,
 }
+
+type PodOptions = Box<dyn FnOnce(&Pod) -> Value>;
 
 impl Mesh {
     /// The scenario without differences, both daemons ready.
@@ -46,7 +47,7 @@ impl Mesh {
         MeshBuilder {
             config_a: json!({}),
             config_b: json!({}),
-            client: json!({}),
+            client: Vec::new(),
             server: json!({}),
         }
     }
@@ -73,8 +74,14 @@ impl MeshBuilder {
 
     /// Options of the pod `client`.
     #[must_use]
-    pub fn client(mut self, fields: Value) -> Self {
-        merge(&mut self.client, fields);
+    pub fn client(self, fields: Value) -> Self {
+        self.client_of(|_| fields)
+    }
+
+    /// Options of the pod `client` that name something of the pod, which exists when `fields` is called.
+    #[must_use]
+    pub fn client_of(mut self, fields: impl FnOnce(&Pod) -> Value + 'static) -> Self {
+        self.client.push(Box::new(fields));
         self
     }
 
@@ -103,7 +110,11 @@ impl MeshBuilder {
         let start = |spec: DaemonSpec, pod: &Pod, options: Value, config: Value| {
             spec.capture_with(pod, options).config(config).start()
         };
-        let daemon_a = start(a.daemon(), &client, self.client, self.config_a);
+        let mut client_options = json!({});
+        self.client
+            .into_iter()
+            .for_each(|options| merge(&mut client_options, options(&client)));
+        let daemon_a = start(a.daemon(), &client, client_options, self.config_a);
         let daemon_b = start(b.daemon(), &server, self.server, self.config_b);
         Mesh {
             daemon_a,

@@ -15,12 +15,15 @@ impl Wall {
     pub fn around(node: &Node) -> Self {
         let wall = Self { node: node.clone() };
         let port = hbone::PORT;
+        let not_hbone = format!("meta l4proto tcp tcp sport != {port} tcp dport != {port}");
+        // Only links between nodes: where br_netfilter is loaded, pods of one node pass this hook too.
         wall.nft(&format!(
             "table inet wall {{
                 counter leaked {{ }}
                 chain forward {{
                     type filter hook forward priority 0;
-                    meta l4proto tcp tcp sport != {port} tcp dport != {port} counter name leaked reject with tcp reset
+                    oifname \"to-*\" {not_hbone} counter name leaked reject with tcp reset
+                    iifname \"to-*\" {not_hbone} counter name leaked reject with tcp reset
                 }}
             }}"
         ));

@@ -4,10 +4,13 @@ mod connect;
 mod enter;
 mod many;
 mod serve;
+mod stress;
+mod talk;
 
 use std::{io, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use redirect_tests::{Testbed, leftovers};
 use serde_json::{Value, json};
 
@@ -28,6 +31,10 @@ enum Command {
     Connect(connect::Args),
     /// Many connections at once, each echoed on and held.
     Many(many::Args),
+    /// One connection that sends each line of standard input and shows each line that comes.
+    Talk(talk::Args),
+    /// Several connections that check each byte of what an echo server returns.
+    Stress(stress::Args),
     /// List what dead testbeds left; fails if there is anything.
     Leftovers,
     /// Make a testbed, print its id and wait to be killed.
@@ -35,11 +42,17 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if !matches!(command, Command::Enter(_)) {
+        allow_many_files();
+    }
+    let result = match command {
         Command::Enter(args) => enter::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Connect(args) => connect::run(args),
         Command::Many(args) => many::run(args),
+        Command::Talk(args) => talk::run(args),
+        Command::Stress(args) => stress::run(args),
         Command::Leftovers => leftovers(),
         Command::LeaveATestbed => leave_a_testbed(),
     };
@@ -49,6 +62,14 @@ fn main() -> ExitCode {
             eprintln!("rdt-app: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Thousands of connections need more files than the usual soft limit. Not for `enter`: other programs' limits are theirs.
+fn allow_many_files() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Where it fails, the connections that do not fit are reported one by one.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 
