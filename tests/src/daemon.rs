@@ -21,6 +21,7 @@ use crate::{
     metrics::Metrics,
     process::{PATIENCE, Process},
     testbed::{Node, Pod},
+    wait::eventually,
     workloads::merge,
 };
 
@@ -255,6 +256,34 @@ impl Daemon {
         let response = self.get(METRICS, "/metrics");
         assert_eq!(response.status, 200, "{}", response.body);
         Metrics::parse(&response.body)
+    }
+
+    /// How many connections were refused or broke for this reason, by the metric that counts them.
+    #[track_caller]
+    pub fn failed(&self, direction: &str, reason: &str) -> u64 {
+        let labels = [("direction", direction), ("reason", reason)];
+        self.metrics()
+            .sum("redirect_connections_failed_total", &labels) as u64
+    }
+
+    /// Waits until [`failed`](Self::failed) is at least `count`: counting comes a moment after what the client sees.
+    #[track_caller]
+    pub fn wait_failed(&self, direction: &str, reason: &str, count: u64) {
+        eventually(
+            &format!("{count} failed, {direction}, {reason}"),
+            PATIENCE,
+            || {
+                let failed = self.failed(direction, reason);
+                if failed >= count {
+                    Ok(())
+                } else {
+                    Err(format!(
+                        "{failed} are counted in\n{}",
+                        self.metrics().text()
+                    ))
+                }
+            },
+        );
     }
 
     /// The status of `/healthz/ready`.
