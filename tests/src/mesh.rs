@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::{
+    cgroup,
     daemon::{Daemon, DaemonSpec},
+    namespace,
     testbed::{Node, Pod, Testbed},
     wall::Wall,
     workloads::{Workloads, merge},
@@ -32,6 +34,7 @@ pub struct MeshBuilder {
     config_b: Value,
     client: Vec<PodOptions>,
     server: Value,
+    netfilter: bool,
 }
 
 type PodOptions = Box<dyn FnOnce(&Pod) -> Value>;
@@ -49,6 +52,7 @@ impl Mesh {
             config_b: json!({}),
             client: Vec::new(),
             server: json!({}),
+            netfilter: false,
         }
     }
 }
@@ -92,6 +96,13 @@ impl MeshBuilder {
         self
     }
 
+    /// Captures the client by iptables rules of the test's own, not by the daemon's programs.
+    #[must_use]
+    pub fn by_netfilter(mut self) -> Self {
+        self.netfilter = true;
+        self.config(json!({ "capture": { "backend": "none" } }))
+    }
+
     #[track_caller]
     pub fn start(self) -> Mesh {
         self.start_with(|_, _| {})
@@ -105,6 +116,10 @@ impl MeshBuilder {
         let wall = Wall::around(&a);
         let (client, server, outsider) = (a.pod("client"), b.pod("server"), a.pod("outsider"));
         prepare(&client, &server);
+        if self.netfilter {
+            redirect_by_netfilter(&client);
+            redirect_by_netfilter(&server);
+        }
         let workloads = bed.workloads().hbone(&client).hbone(&server);
         workloads.write();
         let start = |spec: DaemonSpec, pod: &Pod, options: Value, config: Value| {
@@ -128,5 +143,24 @@ impl MeshBuilder {
             wall,
             bed,
         }
+    }
+}
+
+/// Redirects the TCP connections of the pod's cgroup to port 15001, those to itself excepted.
+fn redirect_by_netfilter(pod: &Pod) {
+    let cgroup = pod.cgroup();
+    let cgroup = cgroup
+        .strip_prefix(cgroup::mount_point())
+        .expect("below the mount point");
+    for (program, own, loopback) in [
+        ("iptables", pod.ipv4(), "127.0.0.0/8"),
+        ("ip6tables", pod.ipv6(), "::1/128"),
+    ] {
+        let table = format!(
+            "*nat\n-A OUTPUT -d {loopback} -j RETURN\n-A OUTPUT -d {own} -j RETURN\n\
+             -A OUTPUT -p tcp -m cgroup --path {} -j REDIRECT --to-ports 15001\nCOMMIT\n",
+            cgroup.display()
+        );
+        namespace::run_with_input(pod.netns(), &format!("{program}-restore"), &[], &table);
     }
 }

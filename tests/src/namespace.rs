@@ -2,9 +2,9 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{self, Write},
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use redirect::sys::netns::Netns;
@@ -61,30 +61,50 @@ pub fn delete(name: &str) -> Result<(), String> {
 /// Runs `ip -batch` with `lines`, inside `netns` if one is given.
 #[track_caller]
 pub fn ip(netns: Option<&Netns>, lines: &str) {
-    let run = || {
-        let mut child = Command::new("ip")
-            .args(["-batch", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("iproute2 is installed (`cargo xtask setup`)");
-        child
-            .stdin
-            .take()
-            .expect("piped")
-            .write_all(lines.as_bytes())
-            .expect("ip reads its commands");
-        child.wait_with_output().expect("ip was started")
-    };
-    let output = match netns {
-        Some(netns) => netns.run(run).expect("the namespace can be entered"),
-        None => run(),
-    };
+    match netns {
+        Some(netns) => run_with_input(netns, "ip", &["-batch", "-"], lines),
+        None => run("ip", &["-batch", "-"], lines),
+    }
+}
+
+/// Runs a program inside `netns`, with `input` on its standard input; panics if it fails.
+#[track_caller]
+pub fn run_with_input(netns: &Netns, program: &str, args: &[&str], input: &str) {
+    // The panic of a thread inside would not name the caller.
+    let failed = netns
+        .run(|| output(program, args, input))
+        .expect("the namespace can be entered");
+    succeed(program, args, input, failed);
+}
+
+#[track_caller]
+fn run(program: &str, args: &[&str], input: &str) {
+    succeed(program, args, input, output(program, args, input));
+}
+
+fn output(program: &str, args: &[&str], input: &str) -> io::Result<Output> {
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(input.as_bytes())?;
+    child.wait_with_output()
+}
+
+#[track_caller]
+fn succeed(program: &str, args: &[&str], input: &str, output: io::Result<Output>) {
+    let output =
+        output.unwrap_or_else(|e| panic!("{program}: {e}: is it installed (`cargo xtask setup`)?"));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
-        "ip -batch failed: {}\n{lines}",
+        "{program} {args:?} failed: {}\n{input}",
         errors.trim()
     );
 }

@@ -349,6 +349,11 @@ impl Pod {
         enter(&cgroup, &self.netns.path(), program.as_ref())
     }
 
+    /// A command in the pod's namespace and in a cgroup anywhere, which must exist.
+    pub fn command_at(&self, cgroup: &Path, program: impl AsRef<OsStr>) -> Command {
+        enter(cgroup, &self.netns.path(), program.as_ref())
+    }
+
     /// A command in the pod's namespace but not in its cgroup: capture does not see it.
     pub fn outside_command(&self, program: impl AsRef<OsStr>) -> Command {
         enter(

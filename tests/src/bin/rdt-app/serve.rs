@@ -25,7 +25,8 @@ pub struct Args {
     /// Listen on each port FROM-TO of this address: `IP,FROM-TO`.
     #[arg(long)]
     range: Option<Range>,
-    /// echo | greet | count | send:BYTES | source | sink | hold | reset
+    /// echo | greet | count | send:BYTES | source | sink | hold | reset |
+    /// original-destination
     #[arg(long, default_value = "echo")]
     mode: Mode,
     /// No event per connection.
@@ -54,6 +55,8 @@ enum Mode {
     Hold,
     /// Reset the connection when the first byte has come.
     Reset,
+    /// Say what `SO_ORIGINAL_DST` answers, as any transparent proxy asks it.
+    OriginalDestination,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -175,6 +178,21 @@ async fn treat(
             // Errors and hang-ups only: unread data must stay where it is.
             stream.ready(tokio::io::Interest::ERROR).await?;
         }
+        Mode::OriginalDestination => {
+            let socket = SockRef::from(&stream);
+            let v4 = peer.is_ipv4();
+            let answer = if v4 {
+                socket.original_dst_v4()
+            } else {
+                socket.original_dst_v6()
+            };
+            let text = match answer.map(|addr| addr.as_socket()) {
+                Ok(Some(addr)) => format!("original destination {addr}\n"),
+                Ok(None) => "no socket address\n".to_owned(),
+                Err(error) => format!("{}\n", error_name(&error)),
+            };
+            stream.write_all(text.as_bytes()).await?;
+        }
         Mode::Reset => {
             *bytes += stream.read(&mut [0; 1]).await?;
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
@@ -229,6 +247,7 @@ impl FromStr for Mode {
                 "sink" => Self::Sink,
                 "hold" => Self::Hold,
                 "reset" => Self::Reset,
+                "original-destination" => Self::OriginalDestination,
                 other => return Err(format!("unknown mode {other}")),
             },
             Some(_) => return Err(format!("unknown mode {text}")),
