@@ -15,15 +15,18 @@ impl Wall {
     pub fn around(node: &Node) -> Self {
         let wall = Self { node: node.clone() };
         let port = hbone::PORT;
-        let not_hbone = format!("meta l4proto tcp tcp sport != {port} tcp dport != {port}");
-        // Only links between nodes: where br_netfilter is loaded, pods of one node pass this hook too.
+        // Two rules that accept, not one with two `!=`: nft 1.0 merges these into one comparison of both ports, which
+        // then holds if either differs. Only links between nodes: where br_netfilter is loaded, pods of one node pass
+        // this hook too.
         wall.nft(&format!(
             "table inet wall {{
                 counter leaked {{ }}
                 chain forward {{
                     type filter hook forward priority 0;
-                    oifname \"to-*\" {not_hbone} counter name leaked reject with tcp reset
-                    iifname \"to-*\" {not_hbone} counter name leaked reject with tcp reset
+                    tcp sport {port} accept
+                    tcp dport {port} accept
+                    oifname \"to-*\" meta l4proto tcp counter name leaked reject with tcp reset
+                    iifname \"to-*\" meta l4proto tcp counter name leaked reject with tcp reset
                 }}
             }}"
         ));

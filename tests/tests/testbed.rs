@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redirect_tests::{Testbed, cgroup, leftovers, namespace};
+use redirect_tests::{
+    Testbed, Wall, cgroup,
+    exchange::{greeted, greeter, refused},
+    leftovers, namespace,
+};
 
 #[test]
 fn pods_reach_each_other_within_and_across_nodes() {
@@ -139,4 +143,28 @@ fn what_a_killed_process_left_is_found_and_swept() {
         !leftovers::stale().iter().any(|found| found.contains(id)),
         "still there"
     );
+}
+
+#[test]
+fn the_wall_lets_only_hbone_through_and_counts_the_rest() {
+    let bed = Testbed::new();
+    let (a, b) = (bed.node("a"), bed.node("b"));
+    let wall = Wall::around(&a);
+    let (client, server, near) = (a.pod("client"), b.pod("server"), a.pod("near"));
+    let hbone = greeter(&server, 15008);
+    let (_plain, _near) = (greeter(&server, 8080), greeter(&near, 8080));
+    for dst in [
+        server.at(15008),
+        server.at6(15008),
+        near.at(8080),
+        near.at6(8080),
+    ] {
+        greeted(&client, dst, &[]);
+    }
+    assert_eq!(hbone.events("accepted").len(), 2);
+    assert_eq!(wall.leaked(), 0);
+    for dst in [server.at(8080), server.at6(8080)] {
+        refused(&client, dst);
+    }
+    assert!(wall.leaked() >= 2);
 }
