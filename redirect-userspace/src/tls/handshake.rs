@@ -151,8 +151,9 @@ async fn drive<S: Side>(
             }
             Err(error) => {
                 // rustls has queued the alert that tells the peer why; losing it only makes the peer's error less clear.
+                // It still looks into `incoming`, at messages that lie behind the one that failed.
                 while let Ok(Next::Again) =
-                    step(side, &mut Vec::new(), &mut outgoing, &mut plaintext)
+                    step(side, &mut incoming, &mut outgoing, &mut plaintext)
                 {}
                 let _ = tcp.write_all(&outgoing).await;
                 return Err(error);
@@ -169,7 +170,14 @@ fn step<S: Side>(
 ) -> Result<Next, TlsError> {
     let UnbufferedStatus { discard, state } = side.process(incoming);
     let mut consumed = discard;
-    let next = match state? {
+    let state = match state {
+        Ok(state) => state,
+        Err(error) => {
+            incoming.drain(..consumed);
+            return Err(error.into());
+        }
+    };
+    let next = match state {
         ConnectionState::EncodeTlsData(mut data) => {
             let start = outgoing.len();
             let needed = match data.encode(&mut []) {
