@@ -181,7 +181,7 @@ fn requests_other_than_connect_to_the_pod_are_answered_with_their_status() {
         (format!("{server4}:15001"), 400),
         (format!("{server4}:15006"), 400),
         (format!("{server4}:15008"), 400),
-        (format!("{server4}:15020"), 400),
+        (format!("{server4}:15053"), 400),
         ("nobody.default.svc.cluster.local:80".to_owned(), 503),
         (format!("{server4}:9"), 503),
     ] {
@@ -323,7 +323,7 @@ fn a_direct_connection_to_the_outbound_port_is_refused_and_counted() {
 #[test]
 fn connections_to_the_proxys_ports_of_a_workload_are_refused() {
     let stage = Stage::set();
-    for port in [15001, 15006, 15008, 15020, 15021] {
+    for port in [15001, 15006, 15008, 15053] {
         let to = stage.mesh.server.at(port).to_string();
         let app = stage
             .mesh
@@ -331,7 +331,7 @@ fn connections_to_the_proxys_ports_of_a_workload_are_refused() {
             .app(["connect", &to, "send:hello", "recv-all"]);
         app.event("error");
     }
-    stage.mesh.daemon_a.wait_failed("outbound", "own_port", 5);
+    stage.mesh.daemon_a.wait_failed("outbound", "own_port", 4);
     stage.still_works();
 }
 

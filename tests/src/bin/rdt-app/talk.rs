@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::{emit, failure};
+use crate::{emit, error_name, failure};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -23,7 +23,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    stream.set_nodelay(true)?;
+    // The connection may be reset already: reading will tell.
+    let _ = stream.set_nodelay(true);
     emit(
         "connected",
         json!({ "peername": stream.peer_addr()?.to_string() }),
