@@ -107,6 +107,8 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     }
     if config.capture.detach_on_exit {
         pods.clean_all();
+        drop(pods);
+        capture::uninstall(&config.capture.bpffs).context("remove the pinned programs and maps")?;
     } else if config.capture.backend != Backend::None {
         tracing::info!(target: "redirect", pods = pods.len(), "capture stays: connections of these pods are refused until a daemon runs again; `redirect uninstall` lets go");
     }

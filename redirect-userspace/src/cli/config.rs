@@ -120,7 +120,10 @@ fn summarise(
     if let Some(workloads) = workloads {
         let (services, policies) = (workloads.services().len(), workloads.policies().len());
         let count = workloads.workloads().len();
-        row("workloads", format!("{count} (services: {services}, policies: {policies})"))?;
+        row(
+            "workloads",
+            format!("{count} (services: {services}, policies: {policies})"),
+        )?;
     }
     row("pods", config.pods.len().to_string())?;
     for pod in &config.pods {

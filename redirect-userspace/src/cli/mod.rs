@@ -68,11 +68,14 @@ fn execute(command: Command, host: &Host, out: &mut dyn Write) -> anyhow::Result
 
 /// The error and its causes in one line, each once: our own errors name their cause already.
 fn explain(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told {
-        told if told.is_empty() => cause,
-        told if told.contains(&cause) => told,
-        told => format!("{told}: {cause}"),
-    })
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |told, cause| match told {
+            told if told.is_empty() => cause,
+            told if told.contains(&cause) => told,
+            told => format!("{told}: {cause}"),
+        })
 }
 
 /// The only place that looks at the process's environment.

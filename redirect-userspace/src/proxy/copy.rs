@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     buffer::Buffer,
     hbone::{Stream, client::Slot},
-    sys::socket::{self, reset_on_close},
+    sys::socket::{self, ResetOnDrop},
     telemetry::Traffic,
 };
 
@@ -46,7 +46,7 @@ pub enum CopyError {
 
 /// Copies between `tcp` and an HBONE stream. `slot` learns when the peer's window holds the stream up.
 pub async fn hbone(
-    tcp: TcpStream,
+    tcp: ResetOnDrop,
     stream: Stream,
     slot: Option<&Slot>,
     traffic: &Traffic,
@@ -56,6 +56,7 @@ pub async fn hbone(
         tcp: &tcp,
         send,
         slot,
+        held_up: false,
         ended: false,
     };
     let mut down = FromStream {
@@ -79,8 +80,8 @@ pub async fn hbone(
                 return Poll::Ready(Err(reason.map_or_else(CopyError::Stream, CopyError::Reset)));
             }
         }
-        if up_done {
-            // Nobody reads from the app any more, so a reset that follows its end of data has to be watched for.
+        if up_done || up.held_up {
+            // Nobody reads from the app now, so its reset has to be watched for.
             let broken = broken.get_or_insert_with(|| Box::pin(tcp.ready(Interest::ERROR)));
             if broken.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(CopyError::App(io::ErrorKind::ConnectionReset.into())));
@@ -90,9 +91,13 @@ pub async fn hbone(
     })
     .await;
     match &result {
-        Ok(()) => {}
+        Ok(()) => {
+            drop(broken);
+            tcp.finish();
+        }
         Err(CopyError::App(_) | CopyError::Peer(_)) => up.send.send_reset(h2::Reason::CANCEL),
-        Err(CopyError::Stream(_) | CopyError::Reset(_)) => reset_on_close(&tcp),
+        // The stream is over; dropping `tcp` tells the app.
+        Err(CopyError::Stream(_) | CopyError::Reset(_)) => {}
     }
     result
 }
@@ -105,6 +110,8 @@ struct ToStream<'a> {
     tcp: &'a TcpStream,
     send: h2::SendStream<Bytes>,
     slot: Option<&'a Slot>,
+    /// The app has data and the peer has no room for it.
+    held_up: bool,
     ended: bool,
 }
 
@@ -141,7 +148,9 @@ impl ToStream<'_> {
         loop {
             let capacity = self.send.capacity();
             if capacity > 0 {
-                if let Some(slot) = self.slot {
+                if std::mem::take(&mut self.held_up)
+                    && let Some(slot) = self.slot
+                {
                     slot.proceeds();
                 }
                 return Poll::Ready(Ok(capacity));
@@ -154,6 +163,7 @@ impl ToStream<'_> {
                     return Poll::Ready(Err(CopyError::Reset(reason)));
                 }
                 Poll::Pending => {
+                    self.held_up = true;
                     if let Some(slot) = self.slot {
                         slot.waits();
                     }
@@ -228,8 +238,8 @@ impl FromStream<'_> {
 
 /// Copies between an app and a destination outside the mesh.
 pub async fn passthrough(
-    app: TcpStream,
-    peer: TcpStream,
+    app: ResetOnDrop,
+    peer: ResetOnDrop,
     traffic: &Traffic,
 ) -> Result<(), CopyError> {
     let mut up = Pipe::new(&app, &peer);
@@ -250,9 +260,9 @@ pub async fn passthrough(
         }
     })
     .await;
-    if result.is_err() {
-        reset_on_close(&app);
-        reset_on_close(&peer);
+    if result.is_ok() {
+        app.finish();
+        peer.finish();
     }
     result
 }

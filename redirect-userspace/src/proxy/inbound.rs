@@ -24,7 +24,7 @@ use super::{
 use crate::{
     hbone::{Stream, TraceParent, server},
     identity::tls::{Peer, handshake_reason},
-    sys::socket::{ClientOptions, reset_on_close},
+    sys::socket::{ClientOptions, ResetOnDrop},
     telemetry::{Direction, DirectionLabel, Traffic},
     tls::{self, TlsError},
 };
@@ -126,7 +126,7 @@ impl Acceptor {
                     reason,
                     client,
                 );
-                reset_on_close(&stream);
+                drop(ResetOnDrop::new(stream));
             }
         }
     }
@@ -275,10 +275,7 @@ async fn carry(
             };
             copy::hbone(app, stream, None, &traffic).await
         }
-        Err(error) => {
-            reset_on_close(&app);
-            Err(error.into())
-        }
+        Err(error) => Err(error.into()),
     };
     if result.is_err() {
         worker.shared.metrics.failed(Direction::inbound, "broken");
@@ -322,7 +319,7 @@ async fn open(
     context: &Arc<PodContext>,
     caller: &Caller,
     request: &Request<RecvStream>,
-) -> Result<(TcpStream, Admission), Refusal> {
+) -> Result<(ResetOnDrop, Admission), Refusal> {
     let shared = &worker.shared;
     if request.method() != Method::CONNECT {
         return Err(Refusal::new(
@@ -348,7 +345,7 @@ async fn open(
             )
         })?;
     let stream = connect_app(worker, context, caller.address.ip(), app).await?;
-    Ok((stream, admission))
+    Ok((ResetOnDrop::new(stream), admission))
 }
 
 async fn connect_app(

@@ -19,7 +19,7 @@ use crate::{
     hbone::{
         self, HboneError, Stream, TraceParent, client::ConnectHeaders, client::Slot, pool::PoolKey,
     },
-    sys::socket::{ClientOptions, reset_on_close},
+    sys::socket::{ClientOptions, ResetOnDrop},
     telemetry::{Direction, Traffic},
 };
 
@@ -75,9 +75,10 @@ pub fn accepted(
             "pod_connection_limit",
             client,
         );
-        reset_on_close(&app);
+        drop(ResetOnDrop::new(app));
         return;
     };
+    let app = ResetOnDrop::new(app);
     let (worker, context) = (worker.clone(), context.clone());
     let runner = worker.clone();
     runner.spawn(async move {
@@ -92,7 +93,7 @@ enum Opened {
     Plain(TcpStream),
 }
 
-async fn carry(worker: Rc<Worker>, context: Arc<PodContext>, app: TcpStream, client: SocketAddr) {
+async fn carry(worker: Rc<Worker>, context: Arc<PodContext>, app: ResetOnDrop, client: SocketAddr) {
     let began = Instant::now();
     let traffic = Traffic::outbound(&worker.shared.outbound);
     // What is needed only until the connection stands is boxed away from what an idle connection keeps.
@@ -108,7 +109,7 @@ async fn carry(worker: Rc<Worker>, context: Arc<PodContext>, app: TcpStream, cli
         Ok(opened) => opened,
         Err(error) => {
             // connect() succeeded long ago: only a reset still tells the app that there is nobody.
-            reset_on_close(&app);
+            drop(app);
             worker
                 .shared
                 .metrics
@@ -119,7 +120,7 @@ async fn carry(worker: Rc<Worker>, context: Arc<PodContext>, app: TcpStream, cli
     };
     let result = match opened {
         Opened::Hbone(stream, slot) => copy::hbone(app, stream, Some(&slot), &traffic).await,
-        Opened::Plain(peer) => copy::passthrough(app, peer, &traffic).await,
+        Opened::Plain(peer) => copy::passthrough(app, ResetOnDrop::new(peer), &traffic).await,
     };
     if result.is_err() {
         worker.shared.metrics.failed(Direction::outbound, "broken");
@@ -152,7 +153,12 @@ async fn open(
         network: &shared.network,
         namespace: &context.pod.namespace,
     };
-    let routed = route(&workloads, source, orig_dst.addr, worker.pick());
+    let routed = route(
+        &workloads,
+        source,
+        orig_dst.addr,
+        worker.pick(orig_dst.addr),
+    );
     drop(workloads);
     match routed {
         Route::Hbone(to) => {

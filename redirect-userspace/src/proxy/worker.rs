@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     io,
+    net::SocketAddr,
     num::NonZeroUsize,
     rc::Rc,
     sync::Arc,
@@ -22,6 +23,9 @@ use super::{
     outbound,
 };
 use crate::{hbone::pool::Pool, pod::PodUid};
+
+/// Destinations that are counted; forgetting them all now and then only starts the counts again.
+const MAX_PICKS: usize = 4096;
 
 /// How often idle tunnels are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -110,17 +114,23 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     pub pool: Pool<TunnelConnector>,
     pub drain: watch::Receiver<bool>,
-    /// Spreads connections over the endpoints of a service.
-    next_pick: Cell<u64>,
+    /// Connections so far by destination, to spread them over the endpoints of a service.
+    picks: RefCell<HashMap<SocketAddr, u64>>,
     alive: Cell<usize>,
     ended: Notify,
 }
 
 impl Worker {
-    pub fn pick(&self) -> u64 {
-        let pick = self.next_pick.get();
-        self.next_pick.set(pick.wrapping_add(1));
-        pick
+    /// Counts the connections to one destination. A counter for all would tie services together: an app that calls two in
+    /// turn would always meet the same endpoint of each.
+    pub fn pick(&self, destination: SocketAddr) -> u64 {
+        let mut picks = self.picks.borrow_mut();
+        if picks.len() >= MAX_PICKS {
+            picks.clear();
+        }
+        let pick = picks.entry(destination).or_default();
+        *pick = pick.wrapping_add(1);
+        *pick
     }
 
     /// Runs `task` as one that a drain waits for.
@@ -184,7 +194,7 @@ async fn serve(
         pool: Pool::new(connector, shared.hbone.max_tunnels_per_peer),
         shared,
         drain: drain.clone(),
-        next_pick: Cell::new(0),
+        picks: RefCell::default(),
         alive: Cell::new(0),
         ended: Notify::new(),
     });

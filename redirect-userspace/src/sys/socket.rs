@@ -3,6 +3,7 @@
 use std::{
     io::{self, IoSlice},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::Deref,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -111,10 +112,42 @@ pub fn client(
     Ok(socket)
 }
 
-/// Makes the close of `socket` a reset, so that its peer sees an error and not an end of data.
-pub fn reset_on_close(socket: &impl std::os::fd::AsFd) {
-    // Fails only for a descriptor that is no TCP socket.
-    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+/// A connection whose end is a reset unless it was said to be finished: whatever cuts it off (an error, the drain limit, a
+/// panic), its peer must not take the truncated data for all of it.
+pub struct ResetOnDrop {
+    stream: TcpStream,
+    finished: bool,
+}
+
+impl ResetOnDrop {
+    pub fn new(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            finished: false,
+        }
+    }
+
+    /// Closes in the ordinary way: both directions have ended.
+    pub fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Deref for ResetOnDrop {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
+impl Drop for ResetOnDrop {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Fails only for a descriptor that is no TCP socket.
+            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        }
+    }
 }
 
 /// Reads what is there. Like tokio's own `poll_read`, but through a shared reference, so that both directions of a

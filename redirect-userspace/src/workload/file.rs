@@ -19,7 +19,7 @@ use super::{
     Workloads,
 };
 use crate::{
-    document::{self, Fields, Format, Mistake, Mistakes, Node},
+    document::{self, Fields, Format, Mistake, Mistakes, Node, Value},
     identity::{
         Identity,
         spiffe::{check_segment, check_trust_domain},
@@ -44,6 +44,8 @@ pub enum WorkloadFileError {
         path: String,
         source: document::SyntaxError,
     },
+    #[error("{path}: the file is empty; a mesh without workloads is written `workloads: []`")]
+    Empty { path: String },
     #[error("{path}: {}{}", document::count(mistakes), document::list(mistakes))]
     Invalid {
         path: String,
@@ -73,6 +75,10 @@ impl Workloads {
             path: path(),
             source,
         })?;
+        // What a writer leaves behind who truncates first: taken as data, it would put every destination outside the mesh.
+        if value == Value::Null {
+            return Err(WorkloadFileError::Empty { path: path() });
+        }
         let mistakes = Mistakes::default();
         let read = read(&Node::root(&value, &mistakes), defaults);
         match (read, mistakes.into_vec()) {

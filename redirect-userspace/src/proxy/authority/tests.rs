@@ -39,7 +39,9 @@ fn pod() -> Pod {
 }
 
 fn target(authority: &str) -> Result<SocketAddr, AuthorityError> {
-    let defaults = Defaults { trust_domain: "cluster.local".to_owned() };
+    let defaults = Defaults {
+        trust_domain: "cluster.local".to_owned(),
+    };
     let workloads = Workloads::parse("mesh", MESH, Format::Yaml, &defaults).unwrap();
     inbound_target(Some(&workloads), &pod(), authority)
 }
@@ -62,7 +64,11 @@ fn the_pods_own_addresses_and_services() {
         ("named:80", "10.0.0.1:7070"),
     ];
     for (authority, expected) in table {
-        assert_eq!(target(authority), Ok(expected.parse().unwrap()), "{authority}");
+        assert_eq!(
+            target(authority),
+            Ok(expected.parse().unwrap()),
+            "{authority}"
+        );
     }
 }
 
@@ -70,38 +76,134 @@ fn the_pods_own_addresses_and_services() {
 fn everything_else_is_refused_with_its_status() {
     use AuthorityError::*;
     let table = [
-        (400, WrongAddress, &["10.0.0.2:80", "10.96.0.1:80", "[fd00::2]:80", "0.0.0.0:80", "[::]:80", "169.254.169.254:80"][..]),
-        (400, Loopback, &["127.0.0.1:80", "127.1.2.3:80", "[::1]:80", "[::ffff:127.0.0.1]:80"]),
-        (400, OwnPort, &["10.0.0.1:15001", "10.0.0.1:15006", "10.0.0.1:15008", "[fd00::1]:15053", "own:80"]),
-        (400, NoPort, &["10.0.0.1", "10.0.0.1:", "web.example", "web.example:", "[fd00::1]", "[fd00::1]:"]),
+        (
+            400,
+            WrongAddress,
+            &[
+                "10.0.0.2:80",
+                "10.96.0.1:80",
+                "[fd00::2]:80",
+                "0.0.0.0:80",
+                "[::]:80",
+                "169.254.169.254:80",
+            ][..],
+        ),
+        (
+            400,
+            Loopback,
+            &[
+                "127.0.0.1:80",
+                "127.1.2.3:80",
+                "[::1]:80",
+                "[::ffff:127.0.0.1]:80",
+            ],
+        ),
+        (
+            400,
+            OwnPort,
+            &[
+                "10.0.0.1:15001",
+                "10.0.0.1:15006",
+                "10.0.0.1:15008",
+                "[fd00::1]:15053",
+                "own:80",
+            ],
+        ),
+        (
+            400,
+            NoPort,
+            &[
+                "10.0.0.1",
+                "10.0.0.1:",
+                "web.example",
+                "web.example:",
+                "[fd00::1]",
+                "[fd00::1]:",
+            ],
+        ),
         (
             400,
             Malformed,
             &[
-                "", ":", ":80", "10.0.0.1:0", "10.0.0.1:65536", "10.0.0.1:-1", "10.0.0.1:+80", "10.0.0.1: 80", "10.0.0.1:80 ",
-                " 10.0.0.1:80", "10.0.0.1:80/", "user@10.0.0.1:80", "user:pw@web.example:80", "@10.0.0.1:80", "http://10.0.0.1:80",
-                "10.0.0.300:80", "10.0.0.1.:80", "10.0.1:80", "1:80", "0x0a000001:80", "010.0.0.1:80",
-                "fd00::1:80", "fd00::1", "[fd00::1:80", "fd00::1]:80", "[fd00::1]80", "[[fd00::1]]:80", "[fd00::1%eth0]:80",
-                "[10.0.0.1]:80", "[web.example]:80", "[v1.x]:80", "web.example:http", "web example:80", "web\0:80", "wéb:80", "web%2e:80",
+                "",
+                ":",
+                ":80",
+                "10.0.0.1:0",
+                "10.0.0.1:65536",
+                "10.0.0.1:-1",
+                "10.0.0.1:+80",
+                "10.0.0.1: 80",
+                "10.0.0.1:80 ",
+                " 10.0.0.1:80",
+                "10.0.0.1:80/",
+                "user@10.0.0.1:80",
+                "user:pw@web.example:80",
+                "@10.0.0.1:80",
+                "http://10.0.0.1:80",
+                "10.0.0.300:80",
+                "10.0.0.1.:80",
+                "10.0.1:80",
+                "1:80",
+                "0x0a000001:80",
+                "010.0.0.1:80",
+                "fd00::1:80",
+                "fd00::1",
+                "[fd00::1:80",
+                "fd00::1]:80",
+                "[fd00::1]80",
+                "[[fd00::1]]:80",
+                "[fd00::1%eth0]:80",
+                "[10.0.0.1]:80",
+                "[web.example]:80",
+                "[v1.x]:80",
+                "web.example:http",
+                "web example:80",
+                "web\0:80",
+                "wéb:80",
+                "web%2e:80",
                 "a:b:80",
             ],
         ),
-        (503, UnknownHost, &["unknown.example:80", "foreign.example:80", "localhost:80", "-:80", "_:80"]),
-        (503, UnknownServicePort, &["web.example:82", "web.example:81", "web.example:15008"]),
+        (
+            503,
+            UnknownHost,
+            &[
+                "unknown.example:80",
+                "foreign.example:80",
+                "localhost:80",
+                "-:80",
+                "_:80",
+            ],
+        ),
+        (
+            503,
+            UnknownServicePort,
+            &["web.example:82", "web.example:81", "web.example:15008"],
+        ),
     ];
     for (status, expected, authorities) in table {
         for authority in authorities {
             let error = target(authority).expect_err(authority);
-            assert_eq!((error, error.status().as_u16()), (expected, status), "{authority}");
+            assert_eq!(
+                (error, error.status().as_u16()),
+                (expected, status),
+                "{authority}"
+            );
         }
     }
 }
 
 #[test]
 fn without_workload_data_addresses_work_and_names_wait() {
-    assert_eq!(inbound_target(None, &pod(), "10.0.0.1:80"), Ok("10.0.0.1:80".parse().unwrap()));
+    assert_eq!(
+        inbound_target(None, &pod(), "10.0.0.1:80"),
+        Ok("10.0.0.1:80".parse().unwrap())
+    );
     let error = inbound_target(None, &pod(), "web.example:80").unwrap_err();
-    assert_eq!((error, error.status().as_u16()), (AuthorityError::NoWorkloads, 503));
+    assert_eq!(
+        (error, error.status().as_u16()),
+        (AuthorityError::NoWorkloads, 503)
+    );
 }
 
 #[test]

@@ -49,11 +49,16 @@ services:
 "#;
 
 fn mesh() -> Workloads {
-    let defaults = Defaults { trust_domain: "cluster.local".to_owned() };
+    let defaults = Defaults {
+        trust_domain: "cluster.local".to_owned(),
+    };
     Workloads::parse("mesh", MESH, Format::Yaml, &defaults).unwrap()
 }
 
-const HERE: Source<'static> = Source { network: "", namespace: "default" };
+const HERE: Source<'static> = Source {
+    network: "",
+    namespace: "default",
+};
 
 fn go(workloads: &Workloads, dst: &str, pick: u64) -> Route {
     route(workloads, HERE, dst.parse().unwrap(), pick)
@@ -63,12 +68,24 @@ fn go(workloads: &Workloads, dst: &str, pick: u64) -> Route {
 fn line(route: &Route) -> String {
     match route {
         Route::Hbone(hbone) => {
-            let service = hbone.service.as_ref().map_or(String::new(), |service| format!(" for {}", service.name));
-            format!("hbone {} {} to {}{service}", hbone.peer, hbone.authority, hbone.workload.name)
+            let service = hbone
+                .service
+                .as_ref()
+                .map_or(String::new(), |service| format!(" for {}", service.name));
+            format!(
+                "hbone {} {} to {}{service}",
+                hbone.peer, hbone.authority, hbone.workload.name
+            )
         }
         Route::Passthrough(through) => {
-            let workload = through.workload.as_ref().map_or(String::new(), |workload| format!(" to {}", workload.name));
-            let service = through.service.as_ref().map_or(String::new(), |service| format!(" for {}", service.name));
+            let workload = through
+                .workload
+                .as_ref()
+                .map_or(String::new(), |workload| format!(" to {}", workload.name));
+            let service = through
+                .service
+                .as_ref()
+                .map_or(String::new(), |service| format!(" for {}", service.name));
             format!("passthrough {}{workload}{service}", through.dst)
         }
         Route::Refuse(reason) => format!("refuse {}", reason.as_str()),
@@ -82,7 +99,11 @@ fn table() {
         // By address.
         ("10.0.0.1:80", 0, "hbone 10.0.0.1:15008 10.0.0.1:80 to a"),
         ("[fd00::1]:80", 0, "hbone [fd00::1]:15008 [fd00::1]:80 to a"),
-        ("[::ffff:10.0.0.1]:80", 0, "hbone 10.0.0.1:15008 10.0.0.1:80 to a"),
+        (
+            "[::ffff:10.0.0.1]:80",
+            0,
+            "hbone 10.0.0.1:15008 10.0.0.1:80 to a",
+        ),
         ("10.0.0.3:80", 0, "hbone 10.0.0.3:15008 10.0.0.3:80 to sick"),
         ("10.0.0.4:80", 0, "passthrough 10.0.0.4:80 to plain"),
         ("10.0.0.5:80", 0, "refuse waypoint_unsupported"),
@@ -98,30 +119,78 @@ fn table() {
         ("10.0.0.6:80", 0, "passthrough 10.0.0.6:80"),
         ("192.0.2.1:80", 0, "passthrough 192.0.2.1:80"),
         // By virtual address.
-        ("10.96.0.1:80", 0, "hbone 10.0.0.1:15008 10.0.0.1:8080 to a for web"),
-        ("10.96.0.1:80", 1, "hbone 10.0.0.2:15008 10.0.0.2:80 to b for web"),
-        ("10.96.0.1:80", 2, "hbone 10.0.0.1:15008 10.0.0.1:8080 to a for web"),
+        (
+            "10.96.0.1:80",
+            0,
+            "hbone 10.0.0.1:15008 10.0.0.1:8080 to a for web",
+        ),
+        (
+            "10.96.0.1:80",
+            1,
+            "hbone 10.0.0.2:15008 10.0.0.2:80 to b for web",
+        ),
+        (
+            "10.96.0.1:80",
+            2,
+            "hbone 10.0.0.1:15008 10.0.0.1:8080 to a for web",
+        ),
         ("10.96.0.1:81", 0, "refuse unknown_service_port"),
         ("10.96.0.1:15008", 0, "refuse unknown_service_port"),
-        ("[fd00:96::1]:80", 0, "hbone [fd00::1]:15008 [fd00::1]:8080 to a for six"),
-        ("[fd00:96::1]:80", 1, "hbone 10.0.0.2:15008 10.0.0.2:80 to b for six"),
-        ("10.96.0.2:80", 0, "hbone 10.0.0.1:15008 10.0.0.1:7070 to a for named"),
-        ("10.96.0.2:80", 1, "hbone 10.0.0.1:15008 10.0.0.1:7070 to a for named"),
+        (
+            "[fd00:96::1]:80",
+            0,
+            "hbone [fd00::1]:15008 [fd00::1]:8080 to a for six",
+        ),
+        (
+            "[fd00:96::1]:80",
+            1,
+            "hbone 10.0.0.2:15008 10.0.0.2:80 to b for six",
+        ),
+        (
+            "10.96.0.2:80",
+            0,
+            "hbone 10.0.0.1:15008 10.0.0.1:7070 to a for named",
+        ),
+        (
+            "10.96.0.2:80",
+            1,
+            "hbone 10.0.0.1:15008 10.0.0.1:7070 to a for named",
+        ),
         ("10.96.0.3:80", 0, "refuse no_healthy_endpoint"),
-        ("10.96.0.4:80", 0, "hbone 10.0.0.3:15008 10.0.0.3:80 to sick for all"),
-        ("10.96.0.5:80", 0, "passthrough 10.0.0.4:8080 to plain for plain"),
+        (
+            "10.96.0.4:80",
+            0,
+            "hbone 10.0.0.3:15008 10.0.0.3:80 to sick for all",
+        ),
+        (
+            "10.96.0.5:80",
+            0,
+            "passthrough 10.0.0.4:8080 to plain for plain",
+        ),
         // Its own waypoint is for those who call it by its address.
-        ("10.96.0.6:80", 0, "hbone 10.0.0.5:15008 10.0.0.5:80 to behind for behind"),
+        (
+            "10.96.0.6:80",
+            0,
+            "hbone 10.0.0.5:15008 10.0.0.5:80 to behind for behind",
+        ),
         ("10.96.0.7:80", 0, "refuse waypoint_unsupported"),
         ("10.96.0.8:80", 0, "refuse other_network"),
         ("10.96.0.9:80", 0, "refuse endpoint_without_address"),
-        ("10.96.0.10:80", 0, "hbone 192.0.2.1:15008 192.0.2.1:80 to onhost for onhost"),
+        (
+            "10.96.0.10:80",
+            0,
+            "hbone 192.0.2.1:15008 192.0.2.1:80 to onhost for onhost",
+        ),
         ("10.96.0.11:80", 0, "passthrough 10.96.0.11:80 for through"),
         ("10.96.0.13:80", 0, "refuse no_healthy_endpoint"),
         ("10.96.0.14:80", 0, "refuse own_port"),
     ];
     for (dst, pick, expected) in table {
-        assert_eq!(line(&go(&workloads, dst, pick)), expected, "{dst}, pick {pick}");
+        assert_eq!(
+            line(&go(&workloads, dst, pick)),
+            expected,
+            "{dst}, pick {pick}"
+        );
     }
 }
 
@@ -144,8 +213,15 @@ fn the_namespace_of_the_client_decides_between_services() {
     ];
     for (vip, namespace, expected) in table {
         let found = workloads.service("", vip.parse().unwrap(), namespace);
-        assert_eq!(found.map(|service| &*service.hostname), expected, "{vip} from {namespace}");
-        assert_eq!(workloads.service("other", vip.parse().unwrap(), namespace), None);
+        assert_eq!(
+            found.map(|service| &*service.hostname),
+            expected,
+            "{vip} from {namespace}"
+        );
+        assert_eq!(
+            workloads.service("other", vip.parse().unwrap(), namespace),
+            None
+        );
     }
 }
 
@@ -166,18 +242,29 @@ fn picks_are_spread_by_capacity() {
     let workloads = mesh();
     let mut counts = BTreeMap::new();
     for pick in 0..4000 {
-        let Route::Passthrough(through) = go(&workloads, "10.96.0.12:80", pick) else { panic!("passthrough") };
+        let Route::Passthrough(through) = go(&workloads, "10.96.0.12:80", pick) else {
+            panic!("passthrough")
+        };
         *counts.entry(through.dst.ip().to_string()).or_insert(0) += 1;
     }
-    assert_eq!(counts, BTreeMap::from([("10.0.0.7".to_owned(), 3000), ("10.0.0.8".to_owned(), 1000)]));
+    assert_eq!(
+        counts,
+        BTreeMap::from([("10.0.0.7".to_owned(), 3000), ("10.0.0.8".to_owned(), 1000)])
+    );
     // The last pick of a counter that is about to wrap.
-    assert!(matches!(go(&workloads, "10.96.0.12:80", u64::MAX), Route::Passthrough(_)));
+    assert!(matches!(
+        go(&workloads, "10.96.0.12:80", u64::MAX),
+        Route::Passthrough(_)
+    ));
 }
 
 #[test]
 fn seen_from_another_network_the_near_is_far() {
     let workloads = mesh();
-    let there = Source { network: "far", namespace: "default" };
+    let there = Source {
+        network: "far",
+        namespace: "default",
+    };
     let to = |dst: &str| line(&route(&workloads, there, dst.parse().unwrap(), 0));
     assert_eq!(to("10.0.0.6:80"), "hbone 10.0.0.6:15008 10.0.0.6:80 to far");
     assert_eq!(to("10.0.0.1:80"), "passthrough 10.0.0.1:80");
@@ -185,7 +272,13 @@ fn seen_from_another_network_the_near_is_far() {
 
 #[test]
 fn reasons_have_names_of_their_own() {
-    let names: HashMap<_, _> = RefuseReason::ALL.map(|reason| (reason.as_str(), reason)).into();
+    let names: HashMap<_, _> = RefuseReason::ALL
+        .map(|reason| (reason.as_str(), reason))
+        .into();
     assert_eq!(names.len(), RefuseReason::ALL.len());
-    assert!(names.keys().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
+    assert!(
+        names
+            .keys()
+            .all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+    );
 }

@@ -2,17 +2,22 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::workload::{
-    Action, HealthPolicy, IpFamilies, LoadBalancerMode, LoadBalancerScope, Scope, StringMatch, Visibility,
+    Action, HealthPolicy, IpFamilies, LoadBalancerMode, LoadBalancerScope, Scope, StringMatch,
+    Visibility,
 };
 
 fn parse(text: &str) -> Result<Workloads, WorkloadFileError> {
-    let defaults = Defaults { trust_domain: "cluster.local".to_owned() };
+    let defaults = Defaults {
+        trust_domain: "cluster.local".to_owned(),
+    };
     Workloads::parse("w.yaml", text, Format::Yaml, &defaults)
 }
 
 fn mistakes(text: &str) -> Vec<String> {
     match parse(text) {
-        Err(WorkloadFileError::Invalid { mistakes, .. }) => mistakes.iter().map(ToString::to_string).collect(),
+        Err(WorkloadFileError::Invalid { mistakes, .. }) => {
+            mistakes.iter().map(ToString::to_string).collect()
+        }
         other => panic!("expected mistakes, found {other:?}"),
     }
 }
@@ -90,7 +95,10 @@ policies:
 fn every_field_of_a_workload_is_read() {
     let workloads = parse(EVERYTHING).unwrap();
     let a = workloads.workload("", "10.0.0.1".parse().unwrap()).unwrap();
-    assert!(Arc::ptr_eq(a, workloads.workload("", "fd00::1".parse().unwrap()).unwrap()));
+    assert!(Arc::ptr_eq(
+        a,
+        workloads.workload("", "fd00::1".parse().unwrap()).unwrap()
+    ));
     let expected = Workload {
         uid: "cluster1//v1/Pod/default/a".into(),
         name: "a".into(),
@@ -109,7 +117,11 @@ fn every_field_of_a_workload_is_read() {
         workload_type: "deployment".into(),
         canonical_name: "a-app".into(),
         canonical_revision: "v1".into(),
-        locality: Locality { region: "r".into(), zone: "z".into(), subzone: "s".into() },
+        locality: Locality {
+            region: "r".into(),
+            zone: "z".into(),
+            subzone: "s".into(),
+        },
         waypoint: Some(GatewayAddress {
             destination: GatewayDestination::Hostname(NamespacedHostname {
                 namespace: "default".into(),
@@ -125,7 +137,10 @@ fn every_field_of_a_workload_is_read() {
             hbone_mtls_port: 15009,
         }),
         native_tunnel: true,
-        application_tunnel: Some(ApplicationTunnel { protocol: TunnelProtocol::Proxy, port: Some(15088) }),
+        application_tunnel: Some(ApplicationTunnel {
+            protocol: TunnelProtocol::Proxy,
+            port: Some(15088),
+        }),
         authorization_policies: vec!["default/deny".into()],
         capacity: 3,
     };
@@ -137,30 +152,55 @@ fn what_a_workload_leaves_out_has_a_default() {
     let workloads = parse(EVERYTHING).unwrap();
     let b = workloads.workload("", "10.0.0.2".parse().unwrap()).unwrap();
     assert_eq!(&*b.uid, "//Pod/default/b");
-    assert_eq!(b.identity, Identity::new("cluster.local", "default", "default").unwrap());
-    assert_eq!((b.protocol, b.status, b.capacity), (Protocol::Tcp, Health::Healthy, 1));
+    assert_eq!(
+        b.identity,
+        Identity::new("cluster.local", "default", "default").unwrap()
+    );
+    assert_eq!(
+        (b.protocol, b.status, b.capacity),
+        (Protocol::Tcp, Health::Healthy, 1)
+    );
     assert_eq!(b.network_mode, NetworkMode::Standard);
 }
 
 #[test]
 fn every_field_of_a_service_is_read() {
     let workloads = parse(EVERYTHING).unwrap();
-    let key = NamespacedHostname { namespace: "default".into(), hostname: "web.example.org".into() };
+    let key = NamespacedHostname {
+        namespace: "default".into(),
+        hostname: "web.example.org".into(),
+    };
     let web = workloads.service_by_key(&key).unwrap();
     assert_eq!((&*web.name, web.key(), web.vips.len()), ("web", key, 3));
-    assert_eq!(web.cidr_vips, [("".into(), "198.51.100.0/24".parse().unwrap())]);
+    assert_eq!(
+        web.cidr_vips,
+        [("".into(), "198.51.100.0/24".parse().unwrap())]
+    );
     assert_eq!(web.ports, BTreeMap::from([(80, 80), (443, 0)]));
-    assert_eq!(web.subject_alt_names, ["spiffe://cluster.local/ns/default/sa/web".into()]);
+    assert_eq!(
+        web.subject_alt_names,
+        ["spiffe://cluster.local/ns/default/sa/web".into()]
+    );
     assert!(web.waypoint.is_some() && web.has_waypoint() && web.canonical);
     assert_eq!(web.weighted_waypoints[0].weight, 5);
     let balancer = web.load_balancer.as_ref().unwrap();
-    assert_eq!((balancer.mode, balancer.health_policy), (LoadBalancerMode::Failover, HealthPolicy::AllowAll));
+    assert_eq!(
+        (balancer.mode, balancer.health_policy),
+        (LoadBalancerMode::Failover, HealthPolicy::AllowAll)
+    );
     assert_eq!(balancer.routing_preferences[0], LoadBalancerScope::Network);
-    assert_eq!((web.ip_families, web.visibility), (Some(IpFamilies::Dual), Visibility::Namespace));
+    assert_eq!(
+        (web.ip_families, web.visibility),
+        (Some(IpFamilies::Dual), Visibility::Namespace)
+    );
 
     // Endpoints come from the workload and from the service; named ports from the endpoint alone.
     let ports = |name: &str| {
-        let endpoint = web.endpoints.iter().find(|endpoint| *endpoint.workload.name == *name).unwrap();
+        let endpoint = web
+            .endpoints
+            .iter()
+            .find(|endpoint| *endpoint.workload.name == *name)
+            .unwrap();
         [80, 443].map(|port| web.target_port(endpoint, port))
     };
     assert_eq!(ports("a"), [Some(8080), None]);
@@ -170,16 +210,49 @@ fn every_field_of_a_service_is_read() {
 #[test]
 fn every_field_of_a_policy_is_read() {
     let workloads = parse(EVERYTHING).unwrap();
-    let [policy] = workloads.policies() else { panic!("one policy") };
-    assert_eq!((policy.scope, policy.action, policy.dry_run), (Scope::WorkloadSelector, Action::Deny, true));
+    let [policy] = workloads.policies() else {
+        panic!("one policy")
+    };
+    assert_eq!(
+        (policy.scope, policy.action, policy.dry_run),
+        (Scope::WorkloadSelector, Action::Deny, true)
+    );
     let found = &policy.rules[0][0][0];
-    assert_eq!(found.namespaces, [StringMatch::Exact("a".into()), StringMatch::Prefix("b".into())]);
-    assert_eq!(found.not_namespaces, [StringMatch::Suffix("c".into()), StringMatch::Presence]);
-    assert_eq!(found.principals, [StringMatch::Exact("cluster.local/ns/default/sa/a".into())]);
-    assert_eq!((found.destination_ports.as_slice(), found.not_destination_ports.as_slice()), (&[80][..], &[9999][..]));
-    assert_eq!((&*found.service_accounts[0].service_account, found.not_service_accounts.len()), ("caller", 1));
+    assert_eq!(
+        found.namespaces,
+        [
+            StringMatch::Exact("a".into()),
+            StringMatch::Prefix("b".into())
+        ]
+    );
+    assert_eq!(
+        found.not_namespaces,
+        [StringMatch::Suffix("c".into()), StringMatch::Presence]
+    );
+    assert_eq!(
+        found.principals,
+        [StringMatch::Exact("cluster.local/ns/default/sa/a".into())]
+    );
+    assert_eq!(
+        (
+            found.destination_ports.as_slice(),
+            found.not_destination_ports.as_slice()
+        ),
+        (&[80][..], &[9999][..])
+    );
+    assert_eq!(
+        (
+            &*found.service_accounts[0].service_account,
+            found.not_service_accounts.len()
+        ),
+        ("caller", 1)
+    );
     assert_eq!(found.source_ips, ["10.0.0.0/8".parse().unwrap()]);
-    let rest = [&found.not_source_ips, &found.destination_ips, &found.not_destination_ips];
+    let rest = [
+        &found.not_source_ips,
+        &found.destination_ips,
+        &found.not_destination_ips,
+    ];
     assert!(rest.iter().all(|nets| nets.len() == 1) && found.not_principals.len() == 1);
 }
 
@@ -283,15 +356,24 @@ extra: 1
 
 #[test]
 fn one_uid_or_address_names_one_workload() {
-    let two = |a: &str, b: &str| format!("workloads: [{{namespace: d, name: a, {a}}}, {{namespace: d, name: b, {b}}}]");
+    let two = |a: &str, b: &str| {
+        format!("workloads: [{{namespace: d, name: a, {a}}}, {{namespace: d, name: b, {b}}}]")
+    };
     let ip = "workloadIps: [10.0.0.1]";
     assert_eq!(
-        mistakes(&two(&format!("uid: x, {ip}"), "uid: x, workloadIps: [10.0.0.2]")),
+        mistakes(&two(
+            &format!("uid: x, {ip}"),
+            "uid: x, workloadIps: [10.0.0.2]"
+        )),
         ["workloads[1].uid: x is another workload's already"]
     );
     // The same address in another network, or on the host's network, is not the same.
     parse(&two(ip, &format!("{ip}, network: other"))).unwrap();
-    let host = parse(&two(&format!("{ip}, networkMode: HostNetwork"), &format!("{ip}, networkMode: HostNetwork"))).unwrap();
+    let host = parse(&two(
+        &format!("{ip}, networkMode: HostNetwork"),
+        &format!("{ip}, networkMode: HostNetwork"),
+    ))
+    .unwrap();
     assert_eq!(host.workload("", "10.0.0.1".parse().unwrap()), None);
 }
 
@@ -340,7 +422,9 @@ services:
 
 #[test]
 fn toml_and_json_load_too() {
-    let defaults = Defaults { trust_domain: "cluster.local".to_owned() };
+    let defaults = Defaults {
+        trust_domain: "cluster.local".to_owned(),
+    };
     let toml = "[[services]]\nname='a'\nnamespace='d'\nhostname='a'\nvips=['/10.0.0.1']\n[services.ports]\n80=8080\n";
     let json = r#"{"services": [{"name": "a", "namespace": "d", "hostname": "a", "vips": ["/10.0.0.1"], "ports": {"80": 8080}}]}"#;
     let toml = Workloads::parse("w", toml, Format::Toml, &defaults).unwrap();

@@ -3,16 +3,36 @@ use std::{fs, os::unix::fs::symlink};
 use super::*;
 
 fn text(names: &[&str]) -> String {
-    let workload = |(index, name)| format!("- {{namespace: d, name: {name}, workloadIps: [10.0.0.{}]}}\n", index + 1);
-    format!("workloads:\n{}", names.iter().enumerate().map(workload).collect::<String>())
+    let workload = |(index, name)| {
+        format!(
+            "- {{namespace: d, name: {name}, workloadIps: [10.0.0.{}]}}\n",
+            index + 1
+        )
+    };
+    format!(
+        "workloads:\n{}",
+        names.iter().enumerate().map(workload).collect::<String>()
+    )
 }
 
 fn watched(path: &Path) -> WatchedFile {
-    WatchedFile::new(path.to_owned(), Defaults { trust_domain: "cluster.local".to_owned() })
+    WatchedFile::new(
+        path.to_owned(),
+        Defaults {
+            trust_domain: "cluster.local".to_owned(),
+        },
+    )
 }
 
 fn names(store: &WorkloadStore) -> Option<Vec<String>> {
-    Some(store.snapshot()?.workloads().iter().map(|workload| workload.name.to_string()).collect())
+    Some(
+        store
+            .snapshot()?
+            .workloads()
+            .iter()
+            .map(|workload| workload.name.to_string())
+            .collect(),
+    )
 }
 
 #[test]
@@ -21,7 +41,16 @@ fn a_bad_new_file_leaves_the_old_data_and_a_good_one_replaces_it() {
     let path = dir.path().join("w.yaml");
     let (store, mut file) = (WorkloadStore::new(), watched(&path));
     file.look(&store);
-    assert_eq!((names(&store), store.stats()), (None, StoreStats { loads: 0, failures: 1 }));
+    assert_eq!(
+        (names(&store), store.stats()),
+        (
+            None,
+            StoreStats {
+                loads: 0,
+                failures: 1
+            }
+        )
+    );
     // Nothing changed: neither read nor counted again.
     file.look(&store);
     assert_eq!(store.stats().failures, 1);
@@ -32,15 +61,30 @@ fn a_bad_new_file_leaves_the_old_data_and_a_good_one_replaces_it() {
 
     fs::write(&path, "workloads: [{nmae: a}]").unwrap();
     file.look(&store);
-    assert_eq!((names(&store).unwrap(), store.stats()), (vec!["a".into()], StoreStats { loads: 1, failures: 2 }));
+    assert_eq!(
+        (names(&store).unwrap(), store.stats()),
+        (
+            vec!["a".into()],
+            StoreStats {
+                loads: 1,
+                failures: 2
+            }
+        )
+    );
 
     fs::remove_file(&path).unwrap();
     file.look(&store);
-    assert_eq!((names(&store).unwrap(), store.stats().failures), (vec!["a".into()], 3));
+    assert_eq!(
+        (names(&store).unwrap(), store.stats().failures),
+        (vec!["a".into()], 3)
+    );
 
     fs::write(&path, text(&["a", "b"])).unwrap();
     file.look(&store);
-    assert_eq!((names(&store).unwrap(), store.stats().loads), (vec!["a".into(), "b".into()], 2));
+    assert_eq!(
+        (names(&store).unwrap(), store.stats().loads),
+        (vec!["a".into(), "b".into()], 2)
+    );
 }
 
 /// As kubelet does with a config map: the file is a link into `..data`, which is a link that is swapped by a rename.
@@ -81,12 +125,20 @@ async fn the_task_loads_the_file_and_its_changes() {
     fs::write(&path, text(&["a"])).unwrap();
     let store = WorkloadStore::new();
     let mut changes = store.subscribe();
-    let defaults = Defaults { trust_domain: "cluster.local".to_owned() };
+    let defaults = Defaults {
+        trust_domain: "cluster.local".to_owned(),
+    };
     let task = tokio::spawn(store.clone().watch(path.clone(), defaults));
     let long = Duration::from_secs(20);
-    tokio::time::timeout(long, changes.wait_for(|loads| *loads == 1)).await.unwrap().unwrap();
+    tokio::time::timeout(long, changes.wait_for(|loads| *loads == 1))
+        .await
+        .unwrap()
+        .unwrap();
     fs::write(&path, text(&["a", "b"])).unwrap();
-    tokio::time::timeout(long, changes.wait_for(|loads| *loads == 2)).await.unwrap().unwrap();
+    tokio::time::timeout(long, changes.wait_for(|loads| *loads == 2))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(names(&store).unwrap(), ["a", "b"]);
     task.abort();
 }
