@@ -13,10 +13,12 @@ use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
 use http::{HeaderValue, Method, Request, StatusCode, Uri, Version};
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
 use super::{
     HboneError, MAX_FRAME, MAX_HEADER_LIST, MAX_SEND_BUFFER, Stream, connection_window, keepalive,
 };
-use crate::{config::HboneConfig, tls};
+use crate::config::HboneConfig;
 
 /// A stream that could send nothing for this long counts as stalled.
 const STALLED_AFTER: Duration = Duration::from_millis(250);
@@ -76,8 +78,8 @@ pub struct Slot {
 
 impl Tunnel {
     /// Speaks HTTP/2 on a secured connection. The tunnel lives on the current worker until it is dropped or breaks.
-    pub async fn open(
-        secured: tls::TlsStream,
+    pub async fn open<T: AsyncRead + AsyncWrite + Unpin + 'static>(
+        secured: T,
         peer: SocketAddr,
         config: &HboneConfig,
         validity: Validity,

@@ -72,6 +72,8 @@ pub enum HboneError {
         peer: std::net::SocketAddr,
         tunnels: usize,
     },
+    #[error("tunnel to {peer}: a certificate expired, or the roots changed, while it was made")]
+    Distrusted { peer: std::net::SocketAddr },
     #[error("the daemon is draining")]
     Draining,
 }
@@ -92,6 +94,7 @@ impl HboneError {
                 _ => "peer_status",
             },
             Self::TunnelLimit { .. } => "tunnel_limit",
+            Self::Distrusted { .. } => "peer_distrusted",
             Self::Draining => "draining",
         }
     }

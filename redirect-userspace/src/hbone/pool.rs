@@ -1,5 +1,8 @@
 //! The tunnels of one worker, by who speaks to whom.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -187,7 +190,13 @@ impl<C: Connector + 'static> Pool<C> {
         let shared = self.shared.clone();
         let tunnel = shared.connector.connect(&key);
         tokio::task::spawn_local(async move {
-            let result = tunnel.await;
+            let result = tunnel.await.and_then(|tunnel| {
+                // Those who wait would ask for the next one at once, and for ever.
+                match tunnel.usable(&shared.connector.trust()) {
+                    true => Ok(tunnel),
+                    false => Err(HboneError::Distrusted { peer: key.peer }),
+                }
+            });
             if let Some(peer) = shared.peers.borrow_mut().get_mut(&key) {
                 peer.connecting = None;
             }
