@@ -1,9 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::identity::Identity;
 use crate::workload::{
-    Action, HealthPolicy, IpFamilies, LoadBalancerMode, LoadBalancerScope, Scope, StringMatch,
-    Visibility,
+    Action, ApplicationTunnel, HealthPolicy, IpFamilies, LoadBalancerMode, LoadBalancerScope,
+    Locality, Protocol, Scope, StringMatch, Visibility,
 };
 
 fn parse(text: &str) -> Result<Workloads, WorkloadFileError> {
