@@ -14,6 +14,7 @@ pub mod hbone;
 pub mod identity;
 pub mod orig_dst;
 pub mod pod;
+pub mod policy;
 pub mod proxy;
 pub mod sys;
 pub mod telemetry;

@@ -42,6 +42,8 @@ pub enum CopyError {
     Stream(#[from] h2::Error),
     #[error("stream: reset by the peer: {0}")]
     Reset(h2::Reason),
+    #[error("denied since the policies changed: {0}")]
+    Denied(String),
 }
 
 /// Copies between `tcp` and an HBONE stream. `slot` learns when the peer's window holds the stream up.
@@ -97,7 +99,7 @@ pub async fn hbone(
         }
         Err(CopyError::App(_) | CopyError::Peer(_)) => up.send.send_reset(h2::Reason::CANCEL),
         // The stream is over; dropping `tcp` tells the app.
-        Err(CopyError::Stream(_) | CopyError::Reset(_)) => {}
+        Err(CopyError::Stream(_) | CopyError::Reset(_) | CopyError::Denied(_)) => {}
     }
     result
 }

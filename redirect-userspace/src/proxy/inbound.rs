@@ -18,7 +18,11 @@ use tokio::{
 };
 
 use super::{
-    Admission, PodContext, authority::inbound_target, client_ip, connector, copy, refused,
+    Admission, PodContext,
+    authority::inbound_target,
+    authorization, client_ip, connector,
+    copy::{self, CopyError},
+    refused,
     worker::Worker,
 };
 use crate::{
@@ -133,9 +137,9 @@ impl Acceptor {
 }
 
 /// Who is at the other end of a tunnel.
-struct Caller {
-    address: SocketAddr,
-    peer: Peer,
+pub(super) struct Caller {
+    pub address: SocketAddr,
+    pub peer: Peer,
 }
 
 async fn serve(
@@ -245,7 +249,7 @@ async fn carry(
         .get("traceparent")
         .and_then(TraceParent::parse);
     let opened = Box::pin(open(&worker, &context, &caller, &request)).await;
-    let (app, _admission) = match opened {
+    let (app, destination, _admission) = match opened {
         Ok(opened) => opened,
         Err(refusal) => {
             worker
@@ -266,14 +270,16 @@ async fn carry(
         }
     };
     let traffic = Traffic::inbound(&worker.shared.inbound);
-    let destination = app.peer_addr().ok();
     let result = match respond.send_response(Response::new(()), false) {
         Ok(send) => {
             let stream = Stream {
                 send,
                 recv: request.into_body(),
             };
-            copy::hbone(app, stream, None, &traffic).await
+            tokio::select! {
+                result = copy::hbone(app, stream, None, &traffic) => result,
+                policy = authorization::revoked(&worker, &context, &caller, destination) => Err(CopyError::Denied(policy)),
+            }
         }
         Err(error) => Err(error.into()),
     };
@@ -286,7 +292,7 @@ async fn carry(
         pod = %context.pod.uid,
         src.addr = %caller.address,
         src.identity = %caller.peer.uri,
-        dst.addr = destination.map(tracing::field::display),
+        dst.addr = %destination,
         dst.identity = %context.pod.identity,
         bytes_sent = traffic.bytes_sent(),
         bytes_recv = traffic.bytes_received(),
@@ -298,14 +304,14 @@ async fn carry(
 }
 
 /// An answer other than 200.
-struct Refusal {
+pub(super) struct Refusal {
     status: StatusCode,
     reason: &'static str,
     error: String,
 }
 
 impl Refusal {
-    fn new(status: StatusCode, reason: &'static str, error: impl ToString) -> Self {
+    pub fn new(status: StatusCode, reason: &'static str, error: impl ToString) -> Self {
         Self {
             status,
             reason,
@@ -319,7 +325,7 @@ async fn open(
     context: &Arc<PodContext>,
     caller: &Caller,
     request: &Request<RecvStream>,
-) -> Result<(ResetOnDrop, Admission), Refusal> {
+) -> Result<(ResetOnDrop, SocketAddr, Admission), Refusal> {
     let shared = &worker.shared;
     if request.method() != Method::CONNECT {
         return Err(Refusal::new(
@@ -332,9 +338,18 @@ async fn open(
         .uri()
         .authority()
         .map_or("", |authority| authority.as_str());
-    let workloads = shared.workloads.snapshot();
-    let app = inbound_target(workloads.as_deref(), &context.pod, authority)
+    // Without the data there are no policies, and whom they would refuse is not known.
+    let hold = shared.proxy.hold;
+    let workloads = shared.workloads.wait_ready(hold).await.ok_or_else(|| {
+        Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "workloads_not_ready",
+            "no complete workload data yet",
+        )
+    })?;
+    let app = inbound_target(Some(&workloads), &context.pod, authority)
         .map_err(|error| Refusal::new(error.status(), error.as_str(), error))?;
+    authorization::check(shared, &workloads, context, caller, app)?;
     drop(workloads);
     let admission =
         Admission::ask(context, shared.proxy.max_connections_per_pod).ok_or_else(|| {
@@ -345,7 +360,7 @@ async fn open(
             )
         })?;
     let stream = connect_app(worker, context, caller.address.ip(), app).await?;
-    Ok((ResetOnDrop::new(stream), admission))
+    Ok((ResetOnDrop::new(stream), app, admission))
 }
 
 async fn connect_app(

@@ -3,6 +3,7 @@
 //! One thread per worker with a runtime of its own; a connection lives and dies on the worker that accepted it.
 
 pub mod authority;
+mod authorization;
 pub mod client_ip;
 mod connector;
 mod copy;

@@ -150,11 +150,9 @@ async fn drive<S: Side>(
                 ));
             }
             Err(error) => {
-                // rustls has queued the alert that tells the peer why; losing it only makes the peer's error less clear.
-                // It still looks into `incoming`, at messages that lie behind the one that failed.
-                while let Ok(Next::Again) = step(side, &mut incoming, &mut outgoing, &mut plaintext)
-                {
-                }
+                // rustls may have queued an alert that tells the peer why, which one more step hands out before it looks at
+                // any input; it must not be driven beyond that. Losing the alert only makes the peer's error less clear.
+                let _ = step(side, &mut incoming, &mut outgoing, &mut plaintext);
                 let _ = tcp.write_all(&outgoing).await;
                 return Err(error);
             }
