@@ -112,6 +112,27 @@ fn an_abort_leaves_capture_in_place() {
 }
 
 #[test]
+fn a_panic_unwinds_and_leaves_capture_in_place() {
+    let mut stage = Stage::set();
+    stage.daemon.sigkill();
+    // The daemon's own parts, in its cgroup, in a program that panics while it holds them.
+    let spec = stage.daemon.spec();
+    let mut command = stage
+        .node
+        .command_in(&spec.cgroup(), redirect_tests::app_binary());
+    command.arg("capture-and-panic").arg(spec.write_config());
+    let mut program = redirect_tests::Process::spawn("program that panics", command);
+    let status = program.wait();
+    assert_eq!(status.code(), Some(101), "{}", program.transcript(20));
+    assert!(
+        program.stdout().iter().any(|line| line == "captured"),
+        "{}",
+        program.transcript(20)
+    );
+    assert_eq!(stage.fate(), Fate::Refused);
+}
+
+#[test]
 fn nothing_leaks_while_the_daemons_come_and_go() {
     let mut mesh = Mesh::start();
     let _server = greeter(&mesh.server, 8080);

@@ -7,7 +7,7 @@ use std::{
 
 use redirect_tests::{
     App, Mesh, Pod, Testbed, eventually,
-    exchange::{Held, greeted, greeter, refused, serve},
+    exchange::{Held, greeted, greeter, refused},
     wait_until,
 };
 use serde_json::json;
@@ -146,18 +146,18 @@ impl Shop {
         let daemon = c.daemon().capture(&second).start();
         let servers: Vec<_> = [&mesh.server, &second]
             .into_iter()
-            .map(|pod| (pod.clone(), serve(pod, 8080, "echo")))
+            .map(|pod| {
+                let app = pod.app(["serve", "--listen", "[::]:8080", "--listen", "[::]:8081"]);
+                app.event("listening");
+                (pod.clone(), app)
+            })
             .collect();
+        let both = [&mesh.server, &second];
         mesh.workloads
             .clone()
             .add(&second, json!({ "protocol": "HBONE", "status": health }))
-            .service(
-                "shop",
-                &["10.96.0.10", "fd00:96::10"],
-                80,
-                &[&mesh.server, &second],
-                8080,
-            )
+            .service("shop", &["10.96.0.10", "fd00:96::10"], 80, &both, 8080)
+            .service("store", &["10.96.0.11"], 80, &both, 8081)
             .write();
         let shop = Self {
             mesh,
@@ -195,26 +195,36 @@ impl Shop {
 }
 
 #[test]
-fn a_service_is_spread_evenly_over_its_workloads() {
+fn services_are_spread_evenly_over_their_workloads() {
     let shop = Shop::open("Healthy");
-    // Also when connections alternate between addresses: no rhythm of the app may lead to one server only.
-    for addrs in [&VIPS[..], &VIPS[..1]] {
-        let counts = shop.connect(200, addrs).expect("all work");
-        assert_eq!(counts.iter().sum::<usize>(), 200);
+    // Also when connections alternate between services: no rhythm of the app may lead each to one server only.
+    shop.connect(200, &["10.96.0.10:80", "10.96.0.11:80"])
+        .expect("all work");
+    for port in [8080, 8081] {
+        let counts = shop.servers.iter().map(|(_, app)| {
+            app.events("accepted")
+                .iter()
+                .filter(|event| event.addr("local").port() == port)
+                .count()
+        });
+        let counts: Vec<usize> = counts.collect();
         assert!(
-            counts.iter().all(|count| (65..=135).contains(count)),
-            "{addrs:?} spread as {counts:?}"
+            (100..=101).contains(&counts.iter().sum::<usize>()),
+            "port {port}: {counts:?}"
+        );
+        assert!(
+            counts.iter().all(|count| (30..=70).contains(count)),
+            "port {port} spread as {counts:?}"
         );
     }
+    shop.connect(40, &["[fd00:96::10]:80"]).expect("all work");
     for (_, app) in &shop.servers {
-        let (v4, v6): (Vec<_>, Vec<_>) = app
+        let v6 = app
             .events("accepted")
-            .into_iter()
-            .partition(|event| event.addr("local").is_ipv4());
-        assert!(
-            !v4.is_empty() && !v6.is_empty(),
-            "each family of the service's address leads to its own"
-        );
+            .iter()
+            .filter(|event| event.addr("local").is_ipv6())
+            .count();
+        assert!((8..=32).contains(&v6), "{v6} of 40 over IPv6");
     }
 }
 
