@@ -186,6 +186,11 @@ impl DaemonSpec {
         self.node.directory().join("bpf")
     }
 
+    /// The daemon's state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.node.directory().join("state")
+    }
+
     /// A command of `redirect` with other arguments, such as `uninstall`, in the node's namespace.
     pub fn command(&self) -> Command {
         self.node.command(&self.binary)

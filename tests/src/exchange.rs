@@ -1,9 +1,9 @@
 //! What nearly every end-to-end test does: a server that greets, a client that wants its greeting and an echo.
 
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr, path::Path};
 
 use crate::{
-    process::{App, Event},
+    process::{App, Event, Process},
     testbed::Pod,
 };
 
@@ -45,6 +45,30 @@ pub fn refused(client: &Pod, dst: SocketAddr) -> String {
         "not refused as a real server refuses: {error:?}"
     );
     error.str("name").to_owned()
+}
+
+/// An nginx that serves `root` on `port` of `pod`, listening when this returns.
+#[track_caller]
+pub fn nginx(pod: &Pod, port: u16, root: &Path) -> Process {
+    let dir = pod.node().directory();
+    let config = dir.join(format!("nginx-{}.conf", pod.name()));
+    let text = format!(
+        "daemon off; user root; worker_processes 1; pid {0}/nginx.pid; error_log stderr notice; events {{}}
+         http {{ access_log off; sendfile on;
+           client_body_temp_path {0}/t1; proxy_temp_path {0}/t2; fastcgi_temp_path {0}/t3;
+           uwsgi_temp_path {0}/t4; scgi_temp_path {0}/t5;
+           server {{ listen {port}; listen [::]:{port}; root {1}; }} }}\n",
+        dir.display(),
+        root.display()
+    );
+    fs::write(&config, text).expect("write nginx's configuration");
+    let mut command = pod.command("nginx");
+    command.arg("-c").arg(&config);
+    let nginx = Process::spawn("nginx", command);
+    // It has made its listeners before it starts workers.
+    let started = |line: &str| line.contains("start worker process ").then_some(());
+    nginx.wait_line("line that says that workers start", started);
+    nginx
 }
 
 /// A connection that is held: a greeter on the other side, and each call of [`Held::echo`] goes there and back.

@@ -45,6 +45,11 @@ impl Wall {
             .unwrap_or_else(|| panic!("no packet count in {listing}"))
     }
 
+    /// Lets everything through again.
+    pub fn remove(self) {
+        self.nft("delete table inet wall");
+    }
+
     fn nft(&self, commands: &str) -> String {
         let run = || {
             Command::new("nft")

@@ -5,6 +5,8 @@ use std::{fs, path::Path, time::Duration};
 use redirect_tests::{
     Pod, Testbed,
     exchange::{Held, greeted, greeter},
+    hbone,
+    sockets::established,
     wait_until,
 };
 use serde_json::json;
@@ -44,6 +46,11 @@ fn certificates_are_renewed_without_dropping_connections() {
         renewals(&daemon_b)
     );
     assert!(rounds > 10, "only {rounds} rounds");
+    // The held connection's tunnel takes no new streams since its certificates are over: they have another one.
+    assert!(
+        established(client.netns(), hbone::PORT) >= 2,
+        "one tunnel for old and new connections"
+    );
 }
 
 #[test]

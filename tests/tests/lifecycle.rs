@@ -103,12 +103,33 @@ fn sigkill_leaves_capture_in_place_and_a_new_daemon_adopts_it() {
 
 #[test]
 fn an_abort_leaves_capture_in_place() {
-    for signal in [Signal::SIGABRT, Signal::SIGSEGV] {
+    for signal in [Signal::SIGABRT, Signal::SIGQUIT] {
         let mut stage = Stage::set();
         stage.daemon.process().signal(signal);
         stage.daemon.wait();
         assert_eq!(stage.fate(), Fate::Refused, "{signal}");
     }
+}
+
+#[test]
+fn a_panic_unwinds_and_leaves_capture_in_place() {
+    let mut stage = Stage::set();
+    stage.daemon.sigkill();
+    // The daemon's own parts, in its cgroup, in a program that panics while it holds them.
+    let spec = stage.daemon.spec();
+    let mut command = stage
+        .node
+        .command_in(&spec.cgroup(), redirect_tests::app_binary());
+    command.arg("capture-and-panic").arg(spec.write_config());
+    let mut program = redirect_tests::Process::spawn("program that panics", command);
+    let status = program.wait();
+    assert_eq!(status.code(), Some(101), "{}", program.transcript(20));
+    assert!(
+        program.stdout().iter().any(|line| line == "captured"),
+        "{}",
+        program.transcript(20)
+    );
+    assert_eq!(stage.fate(), Fate::Refused);
 }
 
 #[test]
@@ -201,7 +222,9 @@ fn uninstall_lets_go_without_a_daemon() {
         command
             .arg("uninstall")
             .arg("--bpffs")
-            .arg(stage.daemon.spec().bpffs());
+            .arg(stage.daemon.spec().bpffs())
+            .arg("--state-dir")
+            .arg(stage.daemon.spec().state_dir());
         let output = command.output().expect("start redirect");
         assert!(
             output.status.success(),
@@ -227,11 +250,14 @@ fn detach_on_exit_lets_go() {
     );
 }
 
-/// What is below the bpffs, but for empty directories.
+/// What of ours is pinned in the bpffs: anything but empty directories.
 fn pins(stage: &Stage) -> Vec<std::path::PathBuf> {
-    let (mut pins, mut dirs) = (Vec::new(), vec![stage.daemon.spec().bpffs()]);
+    let (mut pins, mut dirs) = (
+        Vec::new(),
+        vec![stage.daemon.spec().bpffs().join("redirect")],
+    );
     while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir).expect("bpffs is readable").flatten() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             if entry.path().is_dir() {
                 dirs.push(entry.path());
             } else {

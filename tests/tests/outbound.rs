@@ -4,7 +4,7 @@ use std::{net::SocketAddr, process::Command};
 
 use redirect_tests::{
     App, Event, Mesh, Process,
-    exchange::{greeted, greeter},
+    exchange::{greeted, greeter, nginx},
     sockets::netstat,
 };
 use serde_json::json;
@@ -437,6 +437,49 @@ fn failed_connects_leave_nothing_in_the_table_of_flows() {
     assert_eq!(flows(&mesh), 0, "after connects that failed");
 }
 
+#[test]
+fn every_decision_is_counted_and_told_with_its_reason() {
+    let mesh = Mesh::builder()
+        .config_a(json!({ "capture": { "events": true } }))
+        .client(json!({ "excludeOutboundPorts": [2222] }))
+        .start();
+    let _server = greeter(&mesh.server, 8080);
+    let own = mesh
+        .client
+        .app(["serve", "--mode", "greet", "--listen", "[::]:8080"]);
+    own.event("listening");
+    let excluded = greeter(&mesh.outsider, 2222);
+    greeted(&mesh.client, mesh.server.at(8080), &[]);
+    greeted(&mesh.client, mesh.server.at6(8080), &[]);
+    greeted(
+        &mesh.client,
+        "127.0.0.1:8080".parse().expect("an address"),
+        &[],
+    );
+    greeted(&mesh.client, mesh.client.at6(8080), &[]);
+    greeted(&mesh.client, mesh.outsider.at(2222), &[]);
+    drop(excluded);
+    let metrics = mesh.daemon_a.metrics();
+    for (hook, verdict, reason) in [
+        ("connect4", "redirect", "captured"),
+        ("connect6", "redirect", "captured"),
+        ("connect4", "pass", "loopback"),
+        ("connect6", "pass", "own_address"),
+        ("connect4", "pass", "excluded_port"),
+    ] {
+        let labels = [("hook", hook), ("verdict", verdict), ("reason", reason)];
+        let count = metrics.sum("redirect_capture_verdicts_total", &labels);
+        assert_eq!(count, 1.0, "{labels:?} in\n{}", metrics.text());
+        mesh.daemon_a
+            .wait_log(&format!("event of {labels:?}"), |line| {
+                line.contains("redirect::capture::event")
+                    && [hook, verdict, reason]
+                        .iter()
+                        .all(|word| line.contains(&format!("\"{word}\"")))
+            });
+    }
+}
+
 /// Entries of the map of flows, by the pins that the daemon left.
 fn flows(mesh: &Mesh) -> usize {
     let mut found = Vec::new();
@@ -480,7 +523,7 @@ fn unmodified_programs() {
     std::fs::create_dir(&dir).expect("make the web root");
     let content: Vec<u8> = (0..4_000_000u32).flat_map(u32::to_le_bytes).collect();
     std::fs::write(dir.join("big"), &content).expect("write the content");
-    let _nginx = nginx(&mesh, &dir);
+    let _nginx = nginx(&mesh.server, 8080, &dir);
     for dst in [mesh.server.at(8080), mesh.server.at6(8080)] {
         let received = mesh.bed.directory().join("received");
         let mut curl = mesh.client.command("curl");
@@ -538,27 +581,4 @@ fn unmodified_programs() {
         assert!(bits > 1e8, "{direction}: {bits} bit/s");
     }
     assert_eq!(mesh.wall.leaked(), 0);
-}
-
-fn nginx(mesh: &Mesh, root: &std::path::Path) -> Process {
-    let dir = mesh.bed.directory();
-    let config = dir.join("nginx.conf");
-    let text = format!(
-        "daemon off; user root; worker_processes 1; pid {0}/nginx.pid; error_log stderr notice; events {{}}
-         http {{ access_log off; sendfile on;
-           client_body_temp_path {0}/t1; proxy_temp_path {0}/t2; fastcgi_temp_path {0}/t3;
-           uwsgi_temp_path {0}/t4; scgi_temp_path {0}/t5;
-           server {{ listen 8080; listen [::]:8080; root {1}; }} }}\n",
-        dir.display(),
-        root.display()
-    );
-    std::fs::write(&config, text).expect("write nginx's configuration");
-    let mut command = mesh.server.command("nginx");
-    command.arg("-c").arg(&config);
-    let nginx = Process::spawn("nginx", command);
-    // It has made its listeners before it starts workers.
-    nginx.wait_line("line that says that workers start", |line| {
-        line.contains("start worker process ").then_some(())
-    });
-    nginx
 }

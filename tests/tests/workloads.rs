@@ -1,9 +1,7 @@
 //! Workload data: read again when it changes, held for, and where its routes lead.
 
 use std::{
-    collections::BTreeMap,
     fs,
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -136,43 +134,58 @@ struct Shop {
     _daemon: redirect_tests::Daemon,
 }
 
-const VIP4: &str = "10.96.0.10";
-const VIP6: &str = "fd00:96::10";
+const VIPS: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 
 impl Shop {
     /// `health` of the second server.
     fn open(health: &str) -> Self {
         let mesh = Mesh::start();
-        // A node of its own, so that its daemon is started with both pods that it captures.
+        // A node of its own, so that its daemon is started with the pod that it captures.
         let c = mesh.bed.node("c");
-        let _ = redirect_tests::Wall::around(&c);
         let second = c.pod("second");
         let daemon = c.daemon().capture(&second).start();
         let servers: Vec<_> = [&mesh.server, &second]
             .into_iter()
-            .map(|pod| (pod.clone(), greeter(pod, 8080)))
+            .map(|pod| {
+                let app = pod.app(["serve", "--listen", "[::]:8080", "--listen", "[::]:8081"]);
+                app.event("listening");
+                (pod.clone(), app)
+            })
             .collect();
+        let both = [&mesh.server, &second];
         mesh.workloads
             .clone()
             .add(&second, json!({ "protocol": "HBONE", "status": health }))
-            .service("shop", &[VIP4, VIP6], 80, &[&mesh.server, &second], 8080)
+            .service("shop", &["10.96.0.10", "fd00:96::10"], 80, &both, 8080)
+            .service("store", &["10.96.0.11"], 80, &both, 8081)
             .write();
         let shop = Self {
             mesh,
             servers,
             _daemon: daemon,
         };
-        eventually("the service is known", SOON, || {
-            answers(&shop.mesh.client, shop.vip4())
-        });
+        eventually("the service is known", SOON, || shop.connect(1, &VIPS[..1]));
         shop
     }
 
-    fn vip4(&self) -> std::net::SocketAddr {
-        (VIP4.parse::<IpAddr>().expect("an address"), 80).into()
+    /// So many connections, one after the other, to `addrs` in turn; gives how many each server accepted.
+    fn connect(&self, count: usize, addrs: &[&str]) -> Result<Vec<usize>, String> {
+        let before = self.counts();
+        let number = count.to_string();
+        let options = ["many", "--parallel", "1", "--count", &number];
+        let app = self.mesh.client.app([&options[..], addrs].concat());
+        let held = app.event("held");
+        if held.u64("ok") != count as u64 || held.u64("wrongPeers") != 0 {
+            return Err(held.json().to_string());
+        }
+        let counts = self.counts();
+        Ok(counts
+            .iter()
+            .zip(before)
+            .map(|(now, before)| now - before)
+            .collect())
     }
 
-    /// Connections that each server accepted.
     fn counts(&self) -> Vec<usize> {
         self.servers
             .iter()
@@ -182,56 +195,46 @@ impl Shop {
 }
 
 #[test]
-fn a_service_is_spread_evenly_over_its_workloads() {
+fn services_are_spread_evenly_over_their_workloads() {
     let shop = Shop::open("Healthy");
-    let before = shop.counts();
-    let dsts = [
-        shop.vip4(),
-        (VIP6.parse::<IpAddr>().expect("an address"), 80).into(),
-    ];
-    for round in 0..40 {
-        let connected = greeted(&shop.mesh.client, dsts[round % 2], &[]);
-        assert_eq!(
-            connected.addr("peername"),
-            dsts[round % 2],
-            "the app sees the service's address"
+    // Also when connections alternate between services: no rhythm of the app may lead each to one server only.
+    shop.connect(200, &["10.96.0.10:80", "10.96.0.11:80"])
+        .expect("all work");
+    for port in [8080, 8081] {
+        let counts = shop.servers.iter().map(|(_, app)| {
+            app.events("accepted")
+                .iter()
+                .filter(|event| event.addr("local").port() == port)
+                .count()
+        });
+        let counts: Vec<usize> = counts.collect();
+        assert!(
+            (100..=101).contains(&counts.iter().sum::<usize>()),
+            "port {port}: {counts:?}"
+        );
+        assert!(
+            counts.iter().all(|count| (30..=70).contains(count)),
+            "port {port} spread as {counts:?}"
         );
     }
-    let got: Vec<usize> = shop
-        .counts()
-        .iter()
-        .zip(before)
-        .map(|(now, before)| now - before)
-        .collect();
-    assert_eq!(got.iter().sum::<usize>(), 40);
-    assert!(
-        got.iter().all(|count| (15..=25).contains(count)),
-        "spread as {got:?}"
-    );
-    let families: BTreeMap<bool, usize> =
-        shop.servers[0]
-            .1
+    shop.connect(40, &["[fd00:96::10]:80"]).expect("all work");
+    for (_, app) in &shop.servers {
+        let v6 = app
             .events("accepted")
             .iter()
-            .fold(BTreeMap::new(), |mut map, event| {
-                *map.entry(event.addr("local").is_ipv4()).or_default() += 1;
-                map
-            });
-    assert!(
-        families.len() == 2,
-        "each family of the service's address leads to its own: {families:?}"
-    );
+            .filter(|event| event.addr("local").is_ipv6())
+            .count();
+        assert!((8..=32).contains(&v6), "{v6} of 40 over IPv6");
+    }
 }
 
 #[test]
 fn unhealthy_workloads_are_left_out() {
     let shop = Shop::open("Unhealthy");
-    for _ in 0..10 {
-        greeted(&shop.mesh.client, shop.vip4(), &[]);
-    }
-    assert_eq!(shop.counts()[1], 0, "the unhealthy one was asked");
+    assert_eq!(shop.connect(20, &VIPS), Ok(vec![20, 0]));
     // By its own address it is reached all the same.
-    greeted(&shop.mesh.client, shop.servers[1].0.at(8080), &[]);
+    let own = shop.servers[1].0.at(8080).to_string();
+    assert_eq!(shop.connect(1, &[&own]), Ok(vec![0, 1]));
 }
 
 #[test]

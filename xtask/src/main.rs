@@ -5,8 +5,10 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod check;
+mod demo;
 mod ebpf;
 mod setup;
+mod test;
 
 /// Everything that is done to this repository, one command each. Each runs what it needs first.
 #[derive(Parser)]
@@ -22,6 +24,10 @@ enum Command {
     Setup,
     /// Build the eBPF programs and print their size and stack use
     BuildEbpf(ebpf::Args),
+    /// Show a connection's whole way on two nodes with real daemons, each step verified and measured
+    Demo,
+    /// Run all tests, unit and end-to-end, and look for what they left behind
+    Test(test::Args),
     /// Measure a redirect pair beside no proxy and beside HAProxy
     Bench(bench::Args),
     /// Everything that can be checked without running the daemon: fmt, layering, deny, clippy, BPF, docs
@@ -32,6 +38,8 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Setup => setup::run(),
         Command::BuildEbpf(args) => ebpf::run(&args),
+        Command::Demo => demo::run(),
+        Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Check(args) => check::run(&args),
     }

@@ -70,7 +70,7 @@ impl Workloads {
             source,
         })?;
         // What a writer leaves behind who truncates first: taken as data, it would put every destination outside the mesh.
-        if value == Value::Null {
+        if matches!(&value, Value::Map(fields) if fields.is_empty()) {
             return Err(WorkloadFileError::Empty { path: path() });
         }
         let mistakes = Mistakes::default();

@@ -1,8 +1,10 @@
 //! What runs inside pods: small clients and servers with exact socket behaviour. One JSON event per line on standard output.
 
+mod capture_and_panic;
 mod connect;
 mod enter;
 mod many;
+mod ping;
 mod serve;
 mod stress;
 mod talk;
@@ -33,10 +35,14 @@ enum Command {
     Many(many::Args),
     /// One connection that sends each line of standard input and shows each line that comes.
     Talk(talk::Args),
+    /// Round trips of few bytes, timed.
+    Ping(ping::Args),
     /// Several connections that check each byte of what an echo server returns.
     Stress(stress::Args),
     /// List what dead testbeds left; fails if there is anything.
     Leftovers,
+    /// Capture the pods of a configuration as the daemon does, and panic.
+    CaptureAndPanic(capture_and_panic::Args),
     /// Make a testbed, print its id and wait to be killed.
     LeaveATestbed,
 }
@@ -52,8 +58,10 @@ fn main() -> ExitCode {
         Command::Connect(args) => connect::run(args),
         Command::Many(args) => many::run(args),
         Command::Talk(args) => talk::run(args),
+        Command::Ping(args) => ping::run(args),
         Command::Stress(args) => stress::run(args),
         Command::Leftovers => leftovers(),
+        Command::CaptureAndPanic(args) => capture_and_panic::run(args),
         Command::LeaveATestbed => leave_a_testbed(),
     };
     match result {

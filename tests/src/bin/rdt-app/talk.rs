@@ -25,10 +25,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     // The connection may be reset already: reading will tell.
     let _ = stream.set_nodelay(true);
-    emit(
-        "connected",
-        json!({ "peername": stream.peer_addr()?.to_string() }),
-    );
+    let peer = stream
+        .peer_addr()
+        .map_or_else(|error| error_name(&error), |peer| peer.to_string());
+    emit("connected", json!({ "peername": peer }));
     let reader = stream.try_clone()?;
     let receiving = thread::spawn(move || receive(reader));
     for line in io::stdin().lines().map_while(Result::ok) {

@@ -1,0 +1,34 @@
+//! `capture-and-panic CONFIG`: what unwinding does to the pins, shown with the daemon's own parts.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use redirect::{
+    capture,
+    config::{Config, Flags, Host},
+    sys::{cgroup, netns::Netns},
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    config: PathBuf,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let host = Host {
+        environment: BTreeMap::new(),
+        hostname: "node".to_owned(),
+        cores: 1,
+    };
+    let flags = Flags {
+        dev_ca: true,
+        ..Flags::default()
+    };
+    let config = Config::load(&args.config, &host, &flags)?;
+    let cgroup = cgroup::own(config.capture.cgroup.as_deref())?;
+    let mut capture = capture::open(&config.capture, Some(&cgroup))?;
+    for pod in &config.pods {
+        capture.apply(pod, &Netns::open(&pod.netns)?)?;
+    }
+    println!("captured");
+    panic!("on purpose, with {} pods captured", config.pods.len());
+}
