@@ -3,7 +3,7 @@
 //! All variants run on one testbed at once and take turns within each round, so that a machine that slows down slows all
 //! of them. Only ratios mean something; each is a ratio of medians.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Result, ensure};
 
@@ -64,6 +64,10 @@ impl Options {
         if self.quick { 1 } else { self.seconds }
     }
 
+    fn patience(&self) -> Duration {
+        Duration::from_secs(if self.quick { 1 } else { 20 })
+    }
+
     fn idle_connections(&self) -> &'static [usize] {
         if self.quick {
             &[1_000]
@@ -94,7 +98,7 @@ pub fn run(options: &Options) -> Result<()> {
     println!("bench: setting the stage");
     let stage = Stage::start(&variants, options.access_log, options.workers)?;
     let mut samples = Samples::default();
-    let mut quiet = Quiet::default();
+    let mut quiet = Quiet::new(options.patience());
     if options.wants(Group::Memory) {
         memory::idle(&stage, &variants, &mut samples)?;
     }
