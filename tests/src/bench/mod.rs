@@ -50,6 +50,9 @@ pub struct Options {
     /// Worker threads of each daemon.
     #[arg(long, default_value_t = 1)]
     workers: usize,
+    /// How long to wait for a quiet machine before a load, in seconds.
+    #[arg(long, default_value_t = 20)]
+    patience: u64,
     /// Where the figures go as JSON.
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
@@ -65,7 +68,7 @@ impl Options {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_secs(if self.quick { 1 } else { 20 })
+        Duration::from_secs(if self.quick { 0 } else { self.patience })
     }
 
     fn idle_connections(&self) -> &'static [usize] {
