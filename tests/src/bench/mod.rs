@@ -3,7 +3,7 @@
 //! All variants run on one testbed at once and take turns within each round, so that a machine that slows down slows all
 //! of them. Only ratios mean something; each is a ratio of medians.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Result, ensure};
 
@@ -50,6 +50,9 @@ pub struct Options {
     /// Worker threads of each daemon.
     #[arg(long, default_value_t = 1)]
     workers: usize,
+    /// How long to wait for a quiet machine before a load, in seconds.
+    #[arg(long, default_value_t = 20)]
+    patience: u64,
     /// Where the figures go as JSON.
     #[arg(long, default_value = "target/bench.json")]
     json: PathBuf,
@@ -62,6 +65,10 @@ impl Options {
 
     fn seconds(&self) -> u32 {
         if self.quick { 1 } else { self.seconds }
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(if self.quick { 0 } else { self.patience })
     }
 
     fn idle_connections(&self) -> &'static [usize] {
@@ -94,7 +101,7 @@ pub fn run(options: &Options) -> Result<()> {
     println!("bench: setting the stage");
     let stage = Stage::start(&variants, options.access_log, options.workers)?;
     let mut samples = Samples::default();
-    let mut quiet = Quiet::default();
+    let mut quiet = Quiet::new(options.patience());
     if options.wants(Group::Memory) {
         memory::idle(&stage, &variants, &mut samples)?;
     }

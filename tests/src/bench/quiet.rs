@@ -7,49 +7,57 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// How long to look, and how long at most to wait for a quiet machine.
+/// How long to look.
 const LOOK: Duration = Duration::from_millis(300);
-const PATIENCE: Duration = Duration::from_secs(20);
 /// A machine this idle is quiet.
 const IDLE: f64 = 0.9;
 /// After a run, what it started is still winding down.
 const IDLE_AFTER: f64 = 0.8;
 
 /// Runs loads on a quiet machine and counts those where it was not.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Quiet {
+    /// How long to wait for it, at most.
+    patience: Duration,
     pub runs: usize,
     pub noisy: usize,
 }
 
 impl Quiet {
+    pub fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            runs: 0,
+            noisy: 0,
+        }
+    }
+
     /// Runs `load`, again once if somebody came in between.
     pub fn run<T>(&mut self, mut load: impl FnMut() -> Result<T>) -> Result<T> {
         self.runs += 1;
-        for last in [false, true] {
-            let before = wait()?;
-            let result = load()?;
-            let after = idle()? > IDLE_AFTER;
-            if before && after {
-                return Ok(result);
-            }
-            if last {
-                self.noisy += 1;
-                return Ok(result);
-            }
+        let before = self.wait()?;
+        let mut result = load()?;
+        let mut quiet = before && idle()? > IDLE_AFTER;
+        if before && !quiet {
+            quiet = self.wait()?;
+            result = load()?;
+            quiet = quiet && idle()? > IDLE_AFTER;
         }
-        unreachable!("the last turn returns")
+        self.noisy += usize::from(!quiet);
+        Ok(result)
     }
-}
 
-fn wait() -> Result<bool> {
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        if idle()? > IDLE {
-            return Ok(true);
+    fn wait(&self) -> Result<bool> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            if idle()? > IDLE {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
         }
     }
-    Ok(false)
 }
 
 /// The share of time in which the processors had nothing to do.
