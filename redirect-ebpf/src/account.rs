@@ -1,6 +1,10 @@
 //! Counts every decision, and tells of it in the ring buffer if somebody wants to know.
 
 use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns};
+use aya_log_ebpf::{
+    debug,
+    macro_support::{Level, level_enabled},
+};
 use redirect_common::{Addr, Hook, Reason, Verdict, counter, event::Event};
 
 use crate::maps::{COUNTERS, EVENTS, settings};
@@ -24,7 +28,10 @@ pub fn decided(
     target: (&Addr, u16),
 ) {
     count(hook, verdict, reason);
-    if settings().is_none_or(|settings| settings.events == 0) {
+    let events = settings().is_some_and(|settings| settings.events != 0);
+    // A constant when the program is loaded: where it is false, the verifier leaves the logging out.
+    let log = level_enabled(Level::Debug);
+    if !events && !log {
         return;
     }
     let event = Event {
@@ -43,8 +50,31 @@ pub fn decided(
         reason: reason as u8,
         padding: [0; 5],
     };
-    if let Some(mut slot) = EVENTS.reserve_untyped::<Event>(0) {
+    if events && let Some(mut slot) = EVENTS.reserve_untyped::<Event>(0) {
         slot.write(event);
         slot.submit(0);
     }
+    if log {
+        log_decision(&event);
+    }
+}
+
+/// Hook, verdict and reason are numbers here: tables of names would need relocations that BPF does not have.
+///
+/// A function of its own, since its buffers do not fit on the stack of the program.
+#[inline(never)]
+fn log_decision(event: &Event) {
+    debug!(
+        (),
+        "hook {} verdict {} reason {}: [{:i}]:{} to [{:i}]:{} pid {} cgroup {}",
+        event.hook,
+        event.verdict,
+        event.reason,
+        event.dst.octets(),
+        event.dst_port,
+        event.target.octets(),
+        event.target_port,
+        event.pid,
+        event.cgroup
+    );
 }

@@ -28,9 +28,6 @@ pub struct Args {
     /// Byte order of the object; `little` or `big` or both, by default this machine's
     #[arg(long, value_enum, default_value_t = Endian::host())]
     endian: Endian,
-    /// Compile the logging of single decisions in (slower: only for looking for a fault)
-    #[arg(long)]
-    log: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -58,7 +55,7 @@ pub fn run(args: &Args) -> Result<()> {
         Endian::Big => &[Endian::Big],
     };
     for order in orders {
-        let object = compile(*order, args.log)?;
+        let object = compile(*order)?;
         println!("{}", object.display());
         report::print(&object)?;
     }
@@ -68,7 +65,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Builds the object for this machine and returns its path: what the commands that need the daemon call.
 pub fn build() -> Result<PathBuf> {
     setup::ensure(&[Need::BpfToolchain])?;
-    compile(Endian::host(), false)
+    compile(Endian::host())
 }
 
 /// Who compiles for BPF: stable rustc has no core for that target.
@@ -128,7 +125,7 @@ impl Toolchain {
     }
 }
 
-fn compile(order: Endian, log: bool) -> Result<PathBuf> {
+fn compile(order: Endian) -> Result<PathBuf> {
     let name = match order {
         Endian::Little => "bpfel",
         Endian::Big => "bpfeb",
@@ -169,9 +166,6 @@ fn compile(order: Endian, log: bool) -> Result<PathBuf> {
             ]
             .join("\u{1f}"),
         );
-    if log {
-        cargo.args(["--features", "log"]);
-    }
     if toolchain == Toolchain::Nightly {
         cargo.args(["-Z", "build-std=core"]);
     }
@@ -181,20 +175,40 @@ fn compile(order: Endian, log: bool) -> Result<PathBuf> {
     }
     let built = build.join(&target).join("ebpf/redirect-ebpf");
     let object = folder.join(format!("redirect-{name}.o"));
-    copy_if_changed(&built, &object)?;
+    let staged = folder.join(format!("redirect-{name}.o.new"));
+    strip(&built, &staged)?;
+    replace_if_changed(&staged, &object)?;
     Ok(object)
 }
 
-/// Leaves an unchanged object's time alone, so that the daemon, which embeds it, is not built again.
-fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
-    let new = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
-    if fs::read(to).is_ok_and(|old| old == new) {
+/// Leaves out the debug information, four fifths of the object, which has served its purpose when BTF was made of it.
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    let llvm_strip = Path::new(setup::LLVM_PREFIX).join("bin/llvm-strip");
+    let llvm_strip = llvm_strip.exists().then_some(llvm_strip);
+    let Some(llvm_strip) = llvm_strip.or_else(|| setup::find_program("llvm-strip")) else {
+        fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
         return Ok(());
+    };
+    let status = Command::new(&llvm_strip)
+        .arg("--strip-debug")
+        .arg("-o")
+        .args([to, from])
+        .status();
+    let status = status.with_context(|| format!("cannot start {}", llvm_strip.display()))?;
+    if !status.success() {
+        bail!("{} {}: {status}", llvm_strip.display(), from.display());
     }
-    let staged = to.with_extension("o.new");
-    fs::write(&staged, new).with_context(|| format!("cannot write {}", staged.display()))?;
-    fs::rename(&staged, to)
-        .with_context(|| format!("cannot rename {} to {}", staged.display(), to.display()))
+    Ok(())
+}
+
+/// Leaves an unchanged object's time alone, so that the daemon, which embeds it, is not built again.
+fn replace_if_changed(new: &Path, old: &Path) -> Result<()> {
+    let read =
+        |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    if old.exists() && read(old)? == read(new)? {
+        return fs::remove_file(new).with_context(|| format!("cannot remove {}", new.display()));
+    }
+    fs::rename(new, old).with_context(|| format!("cannot rename {}", new.display()))
 }
 
 /// The repository's root.

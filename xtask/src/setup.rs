@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 /// The linker for BPF objects. Pinned, since its output is what the kernel's verifier judges.
 const BPF_LINKER_VERSION: &str = "0.13.0";
 /// The LLVM that bpf-linker links against: it must read the bitcode that rustc writes, so it is not older than rustc's.
-const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+pub const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 const LLVM_FEATURE: &str = "llvm-22";
 
 /// A part of the work that has needs of its own.

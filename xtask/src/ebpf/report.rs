@@ -58,7 +58,7 @@ fn functions(bytes: &[u8]) -> Result<Vec<Function>> {
             .get(start..start + symbol.size() as usize)
             .context("symbol outside of its section")?;
         functions.push(Function {
-            name: symbol.name()?.to_owned(),
+            name: last_segment(symbol.name()?).to_owned(),
             section: section.name()?.to_owned(),
             instructions: code.len() / 8,
             stack: stack_use(code, file.is_little_endian()),
@@ -66,6 +66,23 @@ fn functions(bytes: &[u8]) -> Result<Vec<Function>> {
     }
     functions.sort_by(|a, b| (&a.section, &a.name).cmp(&(&b.section, &b.name)));
     Ok(functions)
+}
+
+/// `log_decision` of `_RNvNtCsdQVd9EnBCLK_13redirect_ebpf7account12log_decision`, and other names as they are.
+///
+/// A mangled path ends in its last segment behind that one's length (rustc book, "v0 Symbol Format").
+fn last_segment(symbol: &str) -> &str {
+    let digits = |at: usize| symbol[at..].bytes().take_while(u8::is_ascii_digit).count();
+    symbol
+        .strip_prefix("_R")
+        .and_then(|_| {
+            (2..symbol.len()).find_map(|at| {
+                let segment = at + digits(at);
+                let len: usize = symbol.get(at..segment)?.parse().ok()?;
+                (len > 0 && segment + len == symbol.len()).then(|| &symbol[segment..])
+            })
+        })
+        .unwrap_or(symbol)
 }
 
 /// The deepest offset from the frame pointer (r10) that `code` uses or passes on.
@@ -150,6 +167,14 @@ mod tests {
             [0x95, 0, 0, 0, 0, 0, 0, 0],
         ];
         assert_eq!(stack_use(code.as_flattened(), true), 24);
+    }
+
+    #[test]
+    fn names_of_functions() {
+        let mangled = "_RNvNtCsdQVd9EnBCLK_13redirect_ebpf7account12log_decision";
+        assert_eq!(last_segment(mangled), "log_decision");
+        assert_eq!(last_segment("rdr_connect4"), "rdr_connect4");
+        assert_eq!(last_segment("_Rx"), "_Rx");
     }
 
     #[test]

@@ -23,12 +23,14 @@ impl Object {
     pub fn load(pins: &Pins) -> Result<Self, CaptureError> {
         let bytes = embedded().ok_or(CaptureError::NotInBuild)?;
         let has_set_retval = u8::from(has_set_retval());
+        let log_level = if is_logging() { AYA_DEBUG } else { 0 };
         let mut loader = EbpfLoader::new();
         // No relocation needs the kernel's own BTF, and parsing it takes memory and time.
         loader
             .btf(None)
             .verifier_log_level(VerifierLogLevel::DISABLE);
         loader.override_global("RDR_HAS_SET_RETVAL", &has_set_retval, true);
+        loader.override_global("AYA_LOG_LEVEL", &log_level, true);
         for name in names::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
@@ -69,9 +71,9 @@ impl Object {
             .as_fd())
     }
 
-    /// Passes on what the programs log, if they were built with logging. Inside the daemon's runtime.
+    /// Passes on what the programs log, if they do. Inside the daemon's runtime.
     pub fn start_log(&mut self) {
-        if self.ebpf.map("AYA_LOGS").is_none() {
+        if !is_logging() {
             return;
         }
         let logger = match aya_log::EbpfLogger::init(&mut self.ebpf) {
@@ -97,6 +99,14 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockopt(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
+}
+
+/// `aya_log_common::Level::Debug`.
+const AYA_DEBUG: u8 = 4;
+
+/// Whether the daemon's log shows what the programs log. Decided when they are loaded: otherwise they hold no code for it.
+fn is_logging() -> bool {
+    tracing::enabled!(target: "redirect_ebpf", tracing::Level::DEBUG)
 }
 
 /// Linux 5.18; without it, a getsockopt with a bad length gets the kernel's own answer instead of EINVAL.
