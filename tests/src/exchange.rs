@@ -35,16 +35,16 @@ pub fn greeted(client: &Pod, dst: SocketAddr, options: &[&str]) -> Event {
     connected
 }
 
-/// Connects, sends nothing and reads to the end, which must be an error and not a clean end; gives the error's name.
+/// Connects, sends nothing and reads to the end, which must be an error and not a clean end; gives the `error` event.
 #[track_caller]
-pub fn refused(client: &Pod, dst: SocketAddr) -> String {
+pub fn refused(client: &Pod, dst: SocketAddr) -> Event {
     let app = client.app(["connect", &dst.to_string(), "recv-all"]);
     let error = app.event("error");
     assert!(
         ["ECONNREFUSED", "ECONNRESET"].contains(&error.str("name")),
         "not refused as a real server refuses: {error:?}"
     );
-    error.str("name").to_owned()
+    error
 }
 
 /// An nginx that serves `root` on `port` of `pod`, listening when this returns.

@@ -55,7 +55,9 @@ impl Show {
     pub fn failed(&mut self, title: &str, why: &str) {
         self.failed += 1;
         self.step(title, RED, "FAILED");
-        why.lines().for_each(|line| println!("      {line}"));
+        why.lines()
+            .take(30)
+            .for_each(|line| println!("      {line}"));
         println!();
     }
 

@@ -56,11 +56,20 @@ struct Step {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
+    let started = Instant::now();
     match Connection::open(&args).and_then(|connection| connection.follow(&args.steps)) {
         Ok(()) => emit("done", json!({})),
-        Err((call, error)) => emit("error", failure(&call, &error)),
+        Err((call, error)) => {
+            let mut fields = failure(&call, &error);
+            fields["micros"] = micros(started).into();
+            emit("error", fields);
+        }
     }
     Ok(())
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 type Failed = (String, io::Error);
@@ -125,8 +134,7 @@ impl Connection {
         };
         result.map_err(|error| ("connect".to_owned(), error))?;
         let mut names = self.names();
-        names["micros"] =
-            Value::from(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
+        names["micros"] = Value::from(micros(started));
         emit("connected", names);
         Ok(())
     }

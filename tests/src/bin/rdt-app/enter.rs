@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::Context;
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::SigSet,
+};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,6 +32,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     setns(&netns, CloneFlags::CLONE_NEWNET)
         .with_context(|| format!("setns {}", args.netns.display()))?;
     drop(netns);
+    // A caller that waits for signals has them blocked, and a blocked signal stays so over exec.
+    SigSet::all().thread_unblock().context("unblock signals")?;
     Err(Command::new(&args.program).args(&args.args).exec())
         .with_context(|| format!("exec {}", args.program.display()))
 }
