@@ -77,12 +77,14 @@ pub struct Slot {
 }
 
 impl Tunnel {
-    /// Speaks HTTP/2 on a secured connection. The tunnel lives on the current worker until it is dropped or breaks.
+    /// Speaks HTTP/2 on a secured connection. The tunnel lives on the current worker until it is dropped or breaks;
+    /// `open` is dropped when it is closed.
     pub async fn open<T: AsyncRead + AsyncWrite + Unpin + 'static>(
         secured: T,
         peer: SocketAddr,
         config: &HboneConfig,
         validity: Validity,
+        open: impl Sized + 'static,
     ) -> Result<Self, HboneError> {
         let (requests, mut connection) = Builder::new()
             .initial_window_size(config.stream_window)
@@ -110,6 +112,7 @@ impl Tunnel {
             keepalive::until_silent(ping_pong, config.ping_interval, config.ping_timeout);
         let ended = use_.clone();
         tokio::task::spawn_local(async move {
+            let _open = open;
             tokio::select! {
                 result = connection => match result {
                     Ok(()) => tracing::debug!(%peer, "tunnel closed"),

@@ -17,6 +17,7 @@ use crate::{
         netns::Netns,
         socket::{self, ClientOptions},
     },
+    telemetry::Direction,
     tls,
 };
 
@@ -104,6 +105,7 @@ async fn open(shared: &Shared, netns: &Netns, key: &PoolKey) -> Result<Tunnel, H
         peer,
         &shared.hbone,
         Validity { not_after, roots },
+        shared.metrics.tunnel(Direction::outbound),
     )
     .await
 }

@@ -29,7 +29,7 @@ use crate::{
     hbone::{Stream, TraceParent, server},
     identity::tls::{Peer, handshake_reason},
     sys::socket::{ClientOptions, ResetOnDrop},
-    telemetry::{Direction, DirectionLabel, Traffic},
+    telemetry::{Direction, Traffic},
     tls::{self, TlsError},
 };
 
@@ -172,14 +172,7 @@ async fn serve(
         peer,
     });
     tracing::debug!(pod = %context.pod.uid, src.addr = %client, src.identity = %caller.peer.uri, "tunnel opened");
-    let open = shared
-        .metrics
-        .tunnels
-        .get_or_create(&DirectionLabel {
-            direction: Direction::inbound,
-        })
-        .clone();
-    open.inc();
+    let _open = shared.metrics.tunnel(Direction::inbound);
     let trusted = || {
         let trust = connector::trust(shared);
         trust.now < not_after && trust.roots == roots
@@ -194,7 +187,6 @@ async fn serve(
         shared.metrics.failed(Direction::inbound, "tunnel_broken");
         tracing::info!(pod = %context.pod.uid, src.addr = %client, src.identity = %caller.peer.uri, %error, "tunnel broke");
     }
-    open.dec();
 }
 
 /// Why a tunnel did not come about.

@@ -147,6 +147,16 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts a tunnel as open until the value is dropped.
+    pub fn tunnel(&self, direction: Direction) -> OpenTunnel {
+        let gauge = self
+            .tunnels
+            .get_or_create(&DirectionLabel { direction })
+            .clone();
+        gauge.inc();
+        OpenTunnel(gauge)
+    }
+
     /// The counters of one direction, looked up once.
     pub fn traffic(&self, direction: Direction) -> Arc<TrafficCounters> {
         let label = DirectionLabel { direction };
@@ -156,6 +166,15 @@ impl Metrics {
             sent: self.sent_bytes.get_or_create(&label).clone(),
             received: self.received_bytes.get_or_create(&label).clone(),
         })
+    }
+}
+
+/// See [`Metrics::tunnel`].
+pub struct OpenTunnel(Gauge);
+
+impl Drop for OpenTunnel {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -76,7 +76,7 @@ impl Connector for Fake {
                 not_after: this.not_after,
                 roots: this.trust.get().roots,
             };
-            Tunnel::open(ours, peer, &this.config, validity).await
+            Tunnel::open(ours, peer, &this.config, validity, ()).await
         }
     }
 
