@@ -93,7 +93,11 @@ fn clean_lets_go_and_can_be_repeated() {
     }
     assert_eq!(local_routes(&fixture), "");
     assert_eq!(fixture.apply(), Applied::Attached);
-    assert!(local_routes(&fixture).contains("fd72:6472:6374::/64"), "{}", local_routes(&fixture));
+    let routes = local_routes(&fixture);
+    for (prefix, ip) in [("127.128.0.0/10", fixture.client.ipv4()), ("fd72:6472:6374::/64", fixture.client.ipv6())] {
+        let route = routes.lines().find(|route| route.contains(prefix)).unwrap_or_else(|| panic!("no {prefix}: {routes}"));
+        assert!(route.contains(&format!("src {ip} ")), "{route}");
+    }
 }
 
 #[test]
@@ -146,10 +150,13 @@ fn links(fixture: &Fixture) -> Vec<(String, u64)> {
     links
 }
 
+/// Our routes in the pod's table of local ones.
 fn local_routes(fixture: &Fixture) -> String {
-    let output = fixture.client.netns().run(|| {
-        std::process::Command::new("ip").args(["-6", "route", "show", "table", "local", "fd72:6472:6374::/64"]).output()
-    });
-    let output = output.expect("enter the pod").expect("run ip");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    let show = |family: &str, prefix: &str| {
+        let mut command = std::process::Command::new("ip");
+        command.args([family, "route", "show", "table", "local", "exact", prefix]);
+        let output = fixture.client.netns().run(|| command.output()).expect("enter the pod").expect("run ip");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    show("-4", "127.128.0.0/10") + &show("-6", "fd72:6472:6374::/64")
 }
