@@ -10,6 +10,9 @@ use crate::{
 
 /// Redirected IPv4 connects go to 127.128.0.0/10: 22 bits tell destinations apart, so that each has the whole range of
 /// source ports, and neither Docker's nor systemd's resolver (127.0.0.x) nor the broadcast address is in it.
+///
+/// A local route for the prefix, in each captured pod, has the pod's address as its preferred source: the app's
+/// `getsockname` shows that one, with no need to bind the socket.
 pub const SPREAD_V4: u32 = 0x7f80_0000;
 pub const SPREAD_V4_BITS: u32 = 22;
 
@@ -29,8 +32,6 @@ pub struct Connect {
     pub dst_port: u16,
     /// What the socket is bound to; unspecified if to no address.
     pub src: Addr,
-    /// What the socket is bound to, in host byte order; 0 if to no port.
-    pub src_port: u16,
     /// SO_BINDTODEVICE: an interface index, or 0.
     pub device: u32,
 }
@@ -49,8 +50,6 @@ pub enum Decision {
 /// Where a captured connect goes instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Redirect {
-    /// Bind the socket to this address first, unless unspecified: the app's `getsockname` then shows the pod's address.
-    pub bind: Addr,
     pub target: Addr,
     /// In host byte order.
     pub port: u16,
@@ -63,8 +62,6 @@ pub trait Lookups {
     fn is_excluded_net(&self, pod: u32, addr: &Addr) -> bool;
     /// Whether the caller runs in an exempt cgroup or below one.
     fn is_exempt_caller(&self, pod: u32) -> bool;
-    /// Whether a connection from `own:src_port` to `own:dst_port` exists already.
-    fn is_tuple_taken(&self, own: &Addr, src_port: u16, dst_port: u16) -> bool;
 }
 
 /// Destinations that are never captured, whatever the pod. Cheap: no lookup.
@@ -99,47 +96,22 @@ pub fn connect(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Decisi
     if let Some(reason) = exempt_by_pod(pod, call, lookups) {
         return Decision::Pass(reason);
     }
-    let unbound = call.src.is_unspecified();
-    if !unbound && !call.src.is_loopback() && !is_own(pod, &call.src, lookups) {
+    if !call.src.is_unspecified() && !call.src.is_loopback() && !is_own(pod, &call.src, lookups) {
         return Decision::Refuse(Reason::ForeignSource);
     }
-    let own = if call.dst.is_v4() { pod.v4 } else { pod.v6 };
-    let has_own = !own.is_unspecified();
     let port = pod.outbound_port;
-    if call.device != 0 {
-        // A bound device hides loopback from the socket, but not the pod's own address.
-        return match has_own {
-            true => Decision::Redirect(Redirect {
-                bind: Addr::UNSPECIFIED,
-                target: own,
-                port,
-            }),
-            false => Decision::Refuse(Reason::NoAddress),
-        };
-    }
-    if unbound
-        && call.src_port != 0
-        && has_own
-        && !lookups.is_tuple_taken(&own, call.src_port, port)
-    {
-        // Bound to a port alone, it cannot be bound to an address any more, and a loopback target would make the kernel
-        // choose a loopback source; a target of the pod's own address makes it choose that one.
+    if call.device == 0 {
         return Decision::Redirect(Redirect {
-            bind: Addr::UNSPECIFIED,
-            target: own,
+            target: spread(&call.dst, call.dst_port),
             port,
         });
     }
-    let bind = if unbound && call.src_port == 0 {
-        own
-    } else {
-        Addr::UNSPECIFIED
-    };
-    Decision::Redirect(Redirect {
-        bind,
-        target: spread(&call.dst, call.dst_port),
-        port,
-    })
+    // A bound device hides loopback from the socket, but not the pod's own address.
+    let own = if call.dst.is_v4() { pod.v4 } else { pod.v6 };
+    if own.is_unspecified() {
+        return Decision::Refuse(Reason::NoAddress);
+    }
+    Decision::Redirect(Redirect { target: own, port })
 }
 
 #[inline(always)]

@@ -25,7 +25,6 @@ struct Tables {
     ports: HashSet<u16>,
     nets: HashSet<IpAddr>,
     exempt: bool,
-    taken: HashSet<u16>,
 }
 
 impl Lookups for Tables {
@@ -44,10 +43,6 @@ impl Lookups for Tables {
     fn is_exempt_caller(&self, _pod: u32) -> bool {
         self.exempt
     }
-
-    fn is_tuple_taken(&self, _own: &Addr, src_port: u16, _dst_port: u16) -> bool {
-        self.taken.contains(&src_port)
-    }
 }
 
 fn pod(flags: u32) -> PodEntry {
@@ -65,7 +60,6 @@ fn call(dst: &str, port: u16) -> Connect {
         dst: addr(dst),
         dst_port: port,
         src: Addr::UNSPECIFIED,
-        src_port: 0,
         device: 0,
     }
 }
@@ -154,49 +148,37 @@ fn exemptions_of_a_pod() {
 
 #[test]
 fn targets_by_what_the_socket_is_bound_to() {
-    let none = Addr::UNSPECIFIED;
-    let tables = Tables {
-        taken: [6000].into(),
-        ..Tables::default()
-    };
     let spread4 = decide::spread(&addr("10.2.0.1"), 80);
     let spread6 = decide::spread(&addr("fd00:2::1"), 80);
     let (own4, own6) = (addr("10.1.0.2"), addr("fd00:1::2"));
-    // destination, bound address, bound port, device → address to bind, target
-    for (dst, src, src_port, device, expected) in [
-        ("10.2.0.1", "0.0.0.0", 0, 0, Ok((own4, spread4))),
-        ("fd00:2::1", "::", 0, 0, Ok((own6, spread6))),
-        ("10.2.0.1", "10.1.0.2", 0, 0, Ok((none, spread4))),
-        ("10.2.0.1", "10.1.0.2", 5000, 0, Ok((none, spread4))),
-        ("10.2.0.1", "127.0.0.1", 0, 0, Ok((none, spread4))),
-        ("fd00:2::1", "fd00:1::2", 0, 0, Ok((none, spread6))),
-        ("10.2.0.1", "0.0.0.0", 5000, 0, Ok((none, own4))),
-        ("fd00:2::1", "::", 5000, 0, Ok((none, own6))),
-        ("10.2.0.1", "0.0.0.0", 6000, 0, Ok((none, spread4))),
-        ("10.2.0.1", "0.0.0.0", 0, 2, Ok((none, own4))),
-        ("fd00:2::1", "::", 0, 2, Ok((none, own6))),
-        ("10.2.0.1", "10.7.7.7", 0, 0, Err(Reason::ForeignSource)),
-        ("fd00:2::1", "fd00:7::7", 0, 0, Err(Reason::ForeignSource)),
+    // destination, bound address, bound device → target
+    for (dst, src, device, expected) in [
+        ("10.2.0.1", "0.0.0.0", 0, Ok(spread4)),
+        ("10.2.0.1", "::", 0, Ok(spread4)),
+        ("fd00:2::1", "::", 0, Ok(spread6)),
+        ("10.2.0.1", "10.1.0.2", 0, Ok(spread4)),
+        ("10.2.0.1", "127.0.0.1", 0, Ok(spread4)),
+        ("fd00:2::1", "fd00:1::2", 0, Ok(spread6)),
+        ("10.2.0.1", "0.0.0.0", 2, Ok(own4)),
+        ("fd00:2::1", "::", 2, Ok(own6)),
+        ("10.2.0.1", "10.7.7.7", 0, Err(Reason::ForeignSource)),
+        ("fd00:2::1", "fd00:7::7", 0, Err(Reason::ForeignSource)),
+        ("10.2.0.1", "10.7.7.7", 2, Err(Reason::ForeignSource)),
     ] {
         let call = Connect {
             src: addr(src),
-            src_port,
             device,
             ..call(dst, 80)
         };
         let expected = match expected {
-            Ok((bind, target)) => Decision::Redirect(Redirect {
-                bind,
+            Ok(target) => Decision::Redirect(Redirect {
                 target,
                 port: 15001,
             }),
             Err(reason) => Decision::Refuse(reason),
         };
-        assert_eq!(
-            decide::connect(&pod(0), &call, &tables),
-            expected,
-            "{dst} from {src}:{src_port}%{device}"
-        );
+        let decision = decide::connect(&pod(0), &call, &Tables::default());
+        assert_eq!(decision, expected, "{dst} from {src}%{device}");
     }
 }
 
@@ -209,23 +191,15 @@ fn a_pod_without_an_address_of_the_family() {
     let plain = call("fd00:2::1", 80);
     let target = decide::spread(&plain.dst, 80);
     let redirect = Decision::Redirect(Redirect {
-        bind: Addr::UNSPECIFIED,
         target,
         port: 15001,
     });
     assert_eq!(decide::connect(&pod, &plain, &Tables::default()), redirect);
-    let with_port = Connect {
-        src_port: 5000,
-        ..plain
-    };
-    assert_eq!(
-        decide::connect(&pod, &with_port, &Tables::default()),
-        redirect
-    );
     let with_device = Connect { device: 2, ..plain };
+    let refuse = Decision::Refuse(Reason::NoAddress);
     assert_eq!(
         decide::connect(&pod, &with_device, &Tables::default()),
-        Decision::Refuse(Reason::NoAddress)
+        refuse
     );
 }
 
@@ -345,15 +319,14 @@ proptest! {
 
     /// Whatever the socket and the pod, a captured connect goes to a local address of the destination's family.
     #[test]
-    fn a_redirect_never_leaves_the_pod(pod in any_pod(), v4: u32, v6: u128, use_v4: bool, src_port: u16, device in 0..3_u32) {
+    fn a_redirect_never_leaves_the_pod(pod in any_pod(), v4: u32, v6: u128, use_v4: bool, device in 0..3_u32) {
         let dst = if use_v4 { Ipv4Addr::from_bits(v4).into() } else { Addr::from(Ipv6Addr::from_bits(v6)) };
         prop_assume!(decide::exempt_destination(&dst).is_none());
-        let call = Connect { dst, dst_port: 80, src: Addr::UNSPECIFIED, src_port, device };
+        let call = Connect { dst, dst_port: 80, src: Addr::UNSPECIFIED, device };
         if let Decision::Redirect(redirect) = decide::connect(&pod, &call, &Tables::default()) {
             let own = redirect.target == pod.v4 || redirect.target == pod.v6;
             prop_assert!(own || decide::exempt_destination(&redirect.target) == Some(Reason::Loopback));
             prop_assert_eq!(redirect.target.is_v4(), dst.is_v4());
-            prop_assert!(redirect.bind.is_unspecified() || redirect.bind.is_v4() == dst.is_v4());
         }
     }
 }

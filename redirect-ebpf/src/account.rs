@@ -17,64 +17,70 @@ pub fn count(hook: Hook, verdict: Verdict, reason: Reason) {
     }
 }
 
-/// Counts a decision on a connect, and tells of it. `target` is `::` and port 0 where nothing was rewritten.
+/// A decision on a connect.
+pub struct Decided<'a> {
+    pub hook: Hook,
+    pub verdict: Verdict,
+    pub reason: Reason,
+    pub netns_cookie: u64,
+    pub dst: &'a Addr,
+    pub dst_port: u16,
+    /// `::` and port 0 where nothing was rewritten.
+    pub target: Addr,
+    pub target_port: u16,
+}
+
+/// Counts a decision, and tells of it.
 #[inline(always)]
-pub fn decided(
-    hook: Hook,
-    verdict: Verdict,
-    reason: Reason,
-    netns_cookie: u64,
-    dst: (&Addr, u16),
-    target: (&Addr, u16),
-) {
-    count(hook, verdict, reason);
-    let events = settings().is_some_and(|settings| settings.events != 0);
-    // A constant when the program is loaded: where it is false, the verifier leaves the logging out.
-    let log = level_enabled(Level::Debug);
-    if !events && !log {
-        return;
+pub fn decided(decided: &Decided<'_>) {
+    count(decided.hook, decided.verdict, decided.reason);
+    if settings().is_some_and(|settings| settings.events != 0) {
+        tell(decided);
     }
+    // A constant when the program is loaded: where it is false, the verifier leaves the logging out.
+    if level_enabled(Level::Debug) {
+        log(decided);
+    }
+}
+
+/// A function of its own, since most of the time nobody wants to know.
+#[inline(never)]
+fn tell(decided: &Decided<'_>) {
     let event = Event {
         // SAFETY: a helper without arguments.
         time: unsafe { bpf_ktime_get_ns() },
-        netns_cookie,
+        netns_cookie: decided.netns_cookie,
         // SAFETY: a helper without arguments.
         cgroup: unsafe { bpf_get_current_cgroup_id() },
-        dst: *dst.0,
-        target: *target.0,
+        dst: *decided.dst,
+        target: decided.target,
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
-        dst_port: dst.1,
-        target_port: target.1,
-        hook: hook as u8,
-        verdict: verdict as u8,
-        reason: reason as u8,
+        dst_port: decided.dst_port,
+        target_port: decided.target_port,
+        hook: decided.hook as u8,
+        verdict: decided.verdict as u8,
+        reason: decided.reason as u8,
         padding: [0; 5],
     };
-    if events && let Some(mut slot) = EVENTS.reserve_untyped::<Event>(0) {
+    if let Some(mut slot) = EVENTS.reserve_untyped::<Event>(0) {
         slot.write(event);
         slot.submit(0);
-    }
-    if log {
-        log_decision(&event);
     }
 }
 
 /// Hook, verdict and reason are numbers here: tables of names would need relocations that BPF does not have.
-///
-/// A function of its own, since its buffers do not fit on the stack of the program.
 #[inline(never)]
-fn log_decision(event: &Event) {
+fn log(decided: &Decided<'_>) {
     debug!(
         (),
-        "hook {} verdict {} reason {}: [{:i}]:{} to [{:i}]:{} pid {} cgroup {}",
-        event.hook,
-        event.verdict,
-        event.reason,
-        event.dst.octets(),
-        event.dst_port,
-        event.target.octets(),
-        event.target_port,
-        event.pid,
-        event.cgroup
+        "hook {} verdict {} reason {}: [{:i}]:{} to [{:i}]:{} pid {}",
+        decided.hook as u8,
+        decided.verdict as u8,
+        decided.reason as u8,
+        decided.dst.octets(),
+        decided.dst_port,
+        decided.target.octets(),
+        decided.target_port,
+        (bpf_get_current_pid_tgid() >> 32) as u32
     );
 }

@@ -12,9 +12,9 @@ use redirect_common::{
 };
 
 use crate::{
-    account,
+    account::{self, Decided},
     ctx::SockAddr,
-    lookups::Kernel,
+    lookups::Maps,
     maps::{self, CLIENT, PODS},
 };
 
@@ -43,46 +43,36 @@ fn run(ctx: &SockAddr, hook: Hook, dst: Addr) -> i32 {
         account::count(hook, Verdict::Pass, Reason::NotTcp);
         return PROCEED;
     }
-    let port = ctx.port();
+    let dst_port = ctx.port();
     let (decision, netns_cookie) = match decide::exempt_destination(&dst) {
         Some(reason) => (Decision::Pass(reason), 0),
-        None => decide(ctx, hook, dst, port),
+        None => decide(ctx, hook, dst, dst_port),
     };
-    match decision {
-        Decision::Redirect(redirect) => {
-            account::decided(
-                hook,
-                Verdict::Redirect,
-                Reason::Captured,
-                netns_cookie,
-                (&dst, port),
-                (&redirect.target, redirect.port),
-            );
-            PROCEED
-        }
+    let (verdict, reason) = match decision {
+        Decision::Redirect(_) => (Verdict::Redirect, Reason::Captured),
         Decision::Pass(reason) => {
-            forget(ctx, &dst, port, reason);
-            account::decided(
-                hook,
-                Verdict::Pass,
-                reason,
-                netns_cookie,
-                (&dst, port),
-                (&Addr::UNSPECIFIED, 0),
-            );
-            PROCEED
+            forget(ctx, &dst, dst_port, reason);
+            (Verdict::Pass, reason)
         }
-        Decision::Refuse(reason) => {
-            account::decided(
-                hook,
-                Verdict::Refuse,
-                reason,
-                netns_cookie,
-                (&dst, port),
-                (&Addr::UNSPECIFIED, 0),
-            );
-            FAIL
-        }
+        Decision::Refuse(reason) => (Verdict::Refuse, reason),
+    };
+    let (target, target_port) = match decision {
+        Decision::Redirect(redirect) => (redirect.target, redirect.port),
+        _ => (Addr::UNSPECIFIED, 0),
+    };
+    account::decided(&Decided {
+        hook,
+        verdict,
+        reason,
+        netns_cookie,
+        dst: &dst,
+        dst_port,
+        target,
+        target_port,
+    });
+    match verdict {
+        Verdict::Refuse => FAIL,
+        _ => PROCEED,
     }
 }
 
@@ -113,10 +103,9 @@ fn decide(ctx: &SockAddr, hook: Hook, dst: Addr, dst_port: u16) -> (Decision, u6
         dst,
         dst_port,
         src,
-        src_port: ctx.bound_port(),
         device: ctx.bound_device(),
     };
-    let mut decision = decide::connect(pod, &call, &Kernel(ctx));
+    let mut decision = decide::connect(pod, &call, &Maps);
     if let Decision::Redirect(redirect) = &decision
         && !steer(ctx, hook, pod, netns_cookie, &call, redirect)
     {
@@ -148,16 +137,9 @@ fn steer(
     if !maps::put_on_socket(&CLIENT, ctx.socket(), &entry) {
         return false;
     }
-    let bind = !redirect.bind.is_unspecified();
     if matches!(hook, Hook::Connect4) {
-        if bind {
-            ctx.bind4(&redirect.bind);
-        }
         ctx.set_addr4(&redirect.target);
     } else {
-        if bind {
-            ctx.bind6(&redirect.bind);
-        }
         ctx.set_addr6(&redirect.target);
     }
     ctx.set_port(redirect.port);

@@ -6,14 +6,8 @@
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 
 use aya_ebpf::{
-    bindings::{
-        BPF_F_CURRENT_NETNS, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_addr, bpf_sock_ops,
-        bpf_sock_tuple, bpf_sockopt, sockaddr,
-    },
-    helpers::generated::{
-        bpf_bind, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_release, bpf_skc_lookup_tcp,
-        bpf_sock_ops_cb_flags_set,
-    },
+    bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt},
+    helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
     programs::{SockAddrContext, SockOpsContext, SockoptContext},
 };
 use redirect_common::Addr;
@@ -21,7 +15,6 @@ use redirect_common::Addr;
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u32 = 6;
-const TCP_LISTEN: u32 = 10;
 
 /// Reads a field of a context.
 macro_rules! get {
@@ -114,12 +107,6 @@ impl SockAddr {
         ])
     }
 
-    /// In host byte order; 0 if not bound to a port.
-    #[inline(always)]
-    pub fn bound_port(&self) -> u16 {
-        get!(self.socket(), src_port) as u16
-    }
-
     /// SO_BINDTODEVICE: an interface index, or 0.
     #[inline(always)]
     pub fn bound_device(&self) -> u32 {
@@ -136,89 +123,6 @@ impl SockAddr {
     pub fn socket_cookie(&self) -> u64 {
         // SAFETY: the context as the kernel gave it.
         unsafe { bpf_get_socket_cookie(self.0.cast()) }
-    }
-
-    /// Binds an IPv4 socket to an address, but to no port yet. Fails, without harm, if the app has bound it already.
-    #[inline(always)]
-    pub fn bind4(&self, addr: &Addr) {
-        let mut name = Sockaddr4 {
-            family: AF_INET,
-            port: 0,
-            addr: addr.v4_be(),
-            zero: [0; 2],
-        };
-        // SAFETY: the address lies on the stack and is as long as it says.
-        unsafe {
-            bpf_bind(
-                self.0,
-                addr_of_mut!(name).cast::<sockaddr>(),
-                size_of::<Sockaddr4>() as i32,
-            )
-        };
-    }
-
-    /// The same for an IPv6 socket, also for a v4-mapped address.
-    #[inline(always)]
-    pub fn bind6(&self, addr: &Addr) {
-        let mut name = Sockaddr6 {
-            family: AF_INET6,
-            port: 0,
-            flow: 0,
-            addr: *addr,
-            scope: 0,
-        };
-        // SAFETY: the address lies on the stack and is as long as it says.
-        unsafe {
-            bpf_bind(
-                self.0,
-                addr_of_mut!(name).cast::<sockaddr>(),
-                size_of::<Sockaddr6>() as i32,
-            )
-        };
-    }
-
-    /// Whether a connection from `own:src_port` to `own:dst_port` exists in the socket's network namespace.
-    #[inline(always)]
-    pub fn has_connection_to_itself(&self, own: &Addr, src_port: u16, dst_port: u16) -> bool {
-        // The kernel looks with the eyes of the receiver of a packet: the remote end comes first.
-        let (remote, local) = (dst_port.to_be(), src_port.to_be());
-        let mut tuple4 = Tuple4 {
-            addrs: [own.v4_be(); 2],
-            ports: [remote, local],
-        };
-        let mut tuple6 = Tuple6 {
-            addrs: [*own; 2],
-            ports: [remote, local],
-        };
-        let (tuple, size) = if own.is_v4() {
-            (
-                addr_of_mut!(tuple4).cast::<bpf_sock_tuple>(),
-                size_of::<Tuple4>(),
-            )
-        } else {
-            (
-                addr_of_mut!(tuple6).cast::<bpf_sock_tuple>(),
-                size_of::<Tuple6>(),
-            )
-        };
-        // SAFETY: the tuple lies on the stack and is as long as it says.
-        let socket = unsafe {
-            bpf_skc_lookup_tcp(
-                self.0.cast(),
-                tuple,
-                size as u32,
-                BPF_F_CURRENT_NETNS as i64 as u64,
-                0,
-            )
-        };
-        if socket.is_null() {
-            return false;
-        }
-        // A listener on the port is found too, and does not stand in the way of a connection.
-        let taken = get!(socket, state) != TCP_LISTEN;
-        // SAFETY: the lookup took this reference.
-        unsafe { bpf_sk_release(socket.cast()) };
-        taken
     }
 }
 
@@ -242,20 +146,6 @@ pub struct Sockaddr6 {
     pub flow: u32,
     pub addr: Addr,
     pub scope: u32,
-}
-
-/// `struct bpf_sock_tuple` of IPv4.
-#[repr(C)]
-struct Tuple4 {
-    addrs: [u32; 2],
-    ports: [u16; 2],
-}
-
-/// `struct bpf_sock_tuple` of IPv6.
-#[repr(C)]
-struct Tuple6 {
-    addrs: [Addr; 2],
-    ports: [u16; 2],
 }
 
 /// An event in a TCP socket's life.

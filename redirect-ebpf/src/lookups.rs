@@ -10,17 +10,14 @@ use redirect_common::{
     maps::{CgroupKey, NetKey, OwnKey, PortKey},
 };
 
-use crate::{
-    ctx::SockAddr,
-    maps::{EXCLUDED_NETS, EXCLUDED_PORTS, EXEMPT_CGROUPS, OWN},
-};
+use crate::maps::{EXCLUDED_NETS, EXCLUDED_PORTS, EXEMPT_CGROUPS, OWN};
 
 /// How deep in the hierarchy an exempt cgroup is found: `kubepods/burstable/podX/container/…` needs 5.
 const MAX_CGROUP_DEPTH: i32 = 16;
 
-pub struct Kernel<'a>(pub &'a SockAddr);
+pub struct Maps;
 
-impl Lookups for Kernel<'_> {
+impl Lookups for Maps {
     #[inline(always)]
     fn is_own(&self, pod: u32, addr: &Addr) -> bool {
         // SAFETY: nothing is read through the reference.
@@ -76,10 +73,5 @@ impl Lookups for Kernel<'_> {
                 return false;
             }
         }
-    }
-
-    #[inline(always)]
-    fn is_tuple_taken(&self, own: &Addr, src_port: u16, dst_port: u16) -> bool {
-        self.0.has_connection_to_itself(own, src_port, dst_port)
     }
 }

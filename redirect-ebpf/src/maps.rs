@@ -102,14 +102,21 @@ pub fn put_on_socket(
             BPF_SK_STORAGE_GET_F_CREATE.into(),
         )
     };
-    // SAFETY: not null, it is a value of this map; the socket is locked, so nobody else writes.
-    match unsafe { stored.cast::<OrigDstEntry>().as_mut() } {
-        Some(stored) => {
-            *stored = *entry;
-            true
-        }
-        None => false,
+    if stored.is_null() {
+        return false;
     }
+    // Storage that was there already keeps its old value. Word by word, since the compiler makes a call of a copy.
+    for word in 0..size_of::<OrigDstEntry>() / size_of::<u64>() {
+        // SAFETY: both are such entries; the socket is locked, so nobody else writes.
+        unsafe {
+            let value = core::ptr::from_ref(entry)
+                .cast::<u64>()
+                .add(word)
+                .read_volatile();
+            stored.cast::<u64>().add(word).write_volatile(value);
+        }
+    }
+    true
 }
 
 #[inline(always)]

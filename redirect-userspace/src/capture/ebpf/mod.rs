@@ -47,7 +47,7 @@ pub struct EbpfCapture {
     counters: VerdictCounters,
     events: bool,
     names: PodNames,
-    /// Namespaces of pods that this daemon applied, to take the route back from.
+    /// Namespaces of pods that this daemon applied, to take the routes back from.
     netns: HashMap<PodUid, Netns>,
 }
 
@@ -95,7 +95,7 @@ impl Capture for EbpfCapture {
             .iter()
             .map(|path| Cgroup::open(path).map(|cgroup| cgroup.id));
         let exempt = exempt.collect::<Result<Vec<_>, _>>()?;
-        route::add(netns)?;
+        route::add(netns, &pod.ips)?;
         // First what the programs need to know, then the programs.
         let is_new = !self.tables.has(netns_cookie);
         self.tables.add(netns_cookie, pod, &exempt)?;

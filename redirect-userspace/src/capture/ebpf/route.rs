@@ -1,7 +1,14 @@
-//! The route that makes the targets of redirected IPv6 connects local in a pod's network namespace, as 127.0.0.0/8 is for IPv4:
-//! `local fd72:6472:6374::/64 dev lo`.
+//! Routes in a pod's network namespace that make the targets of redirected connects local, with the pod's address as their
+//! preferred source:
+//!
+//! ```text
+//! local 127.128.0.0/10 dev lo table local src POD_IPV4
+//! local fd72:6472:6374::/64 dev lo table local src POD_IPV6
+//! ```
+//!
+//! Without the first, 127.0.0.0/8 is local all the same, and apps see 127.0.0.1 as their own address.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use nix::libc;
 use redirect_common::{Addr, decide};
@@ -17,25 +24,47 @@ use crate::sys::netns::Netns;
 const LOOPBACK: u32 = 1;
 const TABLE_LOCAL: u32 = 255;
 
-/// Adds the route; one that is there already stays. A namespace without IPv6 has nothing to be captured.
-pub fn add(netns: &Netns) -> Result<(), CaptureError> {
-    let result = run(netns, |handle| async move {
-        handle.route().add(message()).replace().execute().await
-    })?;
-    match errno(&result) {
-        Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EACCES | libc::EPERM)
-            if !has_ipv6(netns) =>
-        {
-            Ok(())
+/// Adds the routes; those that are there already are changed. `ips` are the pod's addresses.
+pub fn add(netns: &Netns, ips: &[IpAddr]) -> Result<(), CaptureError> {
+    let ips = || ips.iter().map(IpAddr::to_canonical);
+    let ipv4 = ips().find_map(|ip| {
+        if let IpAddr::V4(ip) = ip {
+            Some(ip)
+        } else {
+            None
         }
-        _ => result.map_err(|error| fail("add", netns, &error)),
+    });
+    let ipv6 = ips().find_map(|ip| {
+        if let IpAddr::V6(ip) = ip {
+            Some(ip)
+        } else {
+            None
+        }
+    });
+    match ipv4 {
+        Some(_) => replace(netns, route4(ipv4), route4(None))?,
+        None => delete(netns, route4(None))?,
+    }
+    match replace(netns, route6(ipv6), route6(None)) {
+        Err(error) if has_ipv6(netns) => Err(error),
+        // A namespace without IPv6 has nothing to be captured.
+        _ => Ok(()),
     }
 }
 
-/// Removes the route; no error if it is not there.
+/// Removes the routes; no error if they are not there.
 pub fn remove(netns: &Netns) -> Result<(), CaptureError> {
+    let routes = [route4(None), route6(None)].into_iter();
+    CaptureError::collect(
+        routes
+            .filter_map(|route| delete(netns, route).err())
+            .collect(),
+    )
+}
+
+fn delete(netns: &Netns, route: RouteMessage) -> Result<(), CaptureError> {
     let result = run(netns, |handle| async move {
-        handle.route().del(message()).execute().await
+        handle.route().del(route).execute().await
     })?;
     match errno(&result) {
         Some(libc::ESRCH | libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => Ok(()),
@@ -43,19 +72,53 @@ pub fn remove(netns: &Netns) -> Result<(), CaptureError> {
     }
 }
 
-fn message() -> RouteMessage {
+/// Adds `route`, or `plain` if the kernel does not have the address of the first.
+fn replace(netns: &Netns, route: RouteMessage, plain: RouteMessage) -> Result<(), CaptureError> {
+    let add = |route| {
+        run(netns, |handle: Handle| async move {
+            handle.route().add(route).replace().execute().await
+        })
+    };
+    let mut result = add(route)?;
+    if errno(&result) == Some(libc::EINVAL) {
+        tracing::warn!(
+            netns = %netns.path().display(),
+            "the pod's address is not on an interface there: its apps will see another address as their own"
+        );
+        result = add(plain)?;
+    }
+    result.map_err(|error| fail("add", netns, &error))
+}
+
+fn route4(source: Option<Ipv4Addr>) -> RouteMessage {
+    let prefix = Ipv4Addr::from_bits(decide::SPREAD_V4);
+    let prefix_len = 32 - decide::SPREAD_V4_BITS as u8;
+    let mut route = local(RouteMessageBuilder::<Ipv4Addr>::new())
+        .scope(RouteScope::Host)
+        .destination_prefix(prefix, prefix_len);
+    if let Some(source) = source {
+        route = route.pref_source(source);
+    }
+    route.build()
+}
+
+fn route6(source: Option<Ipv6Addr>) -> RouteMessage {
     let prefix = Addr([decide::SPREAD_V6[0], decide::SPREAD_V6[1], 0, 0]);
-    RouteMessageBuilder::<Ipv6Addr>::new()
-        .destination_prefix(
-            Ipv6Addr::from_octets(prefix.octets()),
-            decide::SPREAD_V6_PREFIX_LEN,
-        )
+    let prefix = Ipv6Addr::from_octets(prefix.octets());
+    let mut route = local(RouteMessageBuilder::<Ipv6Addr>::new())
+        .destination_prefix(prefix, decide::SPREAD_V6_PREFIX_LEN);
+    if let Some(source) = source {
+        route = route.pref_source(source);
+    }
+    route.build()
+}
+
+fn local<T>(route: RouteMessageBuilder<T>) -> RouteMessageBuilder<T> {
+    route
         .output_interface(LOOPBACK)
         .table_id(TABLE_LOCAL)
         .kind(RouteType::Local)
-        .scope(RouteScope::Universe)
         .protocol(RouteProtocol::Static)
-        .build()
 }
 
 /// Talks to the kernel on a thread inside the namespace: a netlink socket belongs to the one that it was made in.
@@ -105,7 +168,7 @@ fn fail(call: &'static str, netns: &Netns, error: &Error) -> CaptureError {
     };
     CaptureError::kernel(
         call,
-        format!("the local IPv6 route in {}", netns.path().display()),
+        format!("a local route in {}", netns.path().display()),
         &cause,
     )
 }
