@@ -1,10 +1,10 @@
 //! Finding and removing what testbeds made: the same code serves `Drop`, the sweep at start and the final check.
 
-use std::{collections::BTreeSet, env, fs, path::PathBuf};
+use std::{collections::BTreeSet, env, fs, path::PathBuf, process::Command, time::Duration};
 
 use nix::mount::{MntFlags, umount2};
 
-use crate::{cgroup, namespace, run_id::RunId};
+use crate::{cgroup, namespace, run_id::RunId, wait::wait_until};
 
 /// What there is of testbeds whose maker is dead, one line each.
 pub fn stale() -> Vec<String> {
@@ -27,6 +27,43 @@ pub fn stale() -> Vec<String> {
         }
     }
     found
+}
+
+/// BPF programs with our names that nothing accounts for. While any testbed or daemon lives, they may be its own: none then.
+pub fn orphan_programs() -> Vec<String> {
+    let mut found = Vec::new();
+    // The kernel frees programs a moment after their last link is gone.
+    let _ = wait_until(Duration::from_secs(10), || {
+        found = programs();
+        found.is_empty() || ids().iter().any(RunId::is_alive) || a_daemon_runs()
+    });
+    if ids().iter().any(RunId::is_alive) || a_daemon_runs() {
+        Vec::new()
+    } else {
+        found
+    }
+}
+
+fn programs() -> Vec<String> {
+    let output = Command::new("bpftool")
+        .args(["-j", "prog", "show"])
+        .output();
+    let output = output.expect("bpftool is installed (`cargo xtask setup`)");
+    let programs: Vec<serde_json::Value> =
+        serde_json::from_slice(&output.stdout).expect("bpftool writes JSON");
+    let named = programs
+        .iter()
+        .filter_map(|program| Some((program["name"].as_str()?, &program["id"])));
+    let ours = named.filter(|(name, _)| name.starts_with("rdr_"));
+    ours.map(|(name, id)| format!("BPF program {id} {name}"))
+        .collect()
+}
+
+fn a_daemon_runs() -> bool {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path().join("comm"))
+        .any(|comm| fs::read_to_string(comm).is_ok_and(|c| c == "redirect\n"))
 }
 
 /// Removes everything of dead makers; returns what could not be removed.

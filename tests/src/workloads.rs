@@ -12,6 +12,7 @@ pub struct Workloads {
     path: PathBuf,
     workloads: Vec<Value>,
     services: Vec<Value>,
+    policies: Vec<Value>,
 }
 
 impl Workloads {
@@ -20,6 +21,7 @@ impl Workloads {
             path,
             workloads: Vec::new(),
             services: Vec::new(),
+            policies: Vec::new(),
         }
     }
 
@@ -86,10 +88,19 @@ impl Workloads {
         self
     }
 
+    /// Adds an authorization policy of the namespace `default`: `action` for what meets all of `conditions`.
+    #[must_use]
+    pub fn policy(mut self, name: &str, action: &str, conditions: Value) -> Self {
+        self.policies.push(json!({
+            "name": name, "namespace": "default", "scope": "Namespace", "action": action,
+            "rules": [[[conditions]]],
+        }));
+        self
+    }
+
     /// Writes the file as a whole: a daemon sees the old or the new one.
     pub fn write(&self) {
-        let text =
-            json!({ "workloads": self.workloads, "services": self.services, "policies": [] });
+        let text = json!({ "workloads": self.workloads, "services": self.services, "policies": self.policies });
         self.write_text(&serde_json::to_string_pretty(&text).expect("JSON"));
     }
 

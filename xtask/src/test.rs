@@ -1,11 +1,10 @@
 //! `cargo xtask test`: installs and builds what is needed, runs all tests, and looks for what they left behind.
 
 use std::{
-    collections::BTreeSet,
     io::{BufRead, BufReader},
     process::{Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -33,13 +32,12 @@ pub fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     setup::ensure(&[Need::BpfToolchain, Need::Testbed])?;
     ebpf::build()?;
-    let programs_before = bpf_programs()?;
     // The tests run the real binaries, which `cargo test` alone would not build.
     succeed(cargo().args(["build", "--workspace", "--bins"]))?;
     let built = started.elapsed();
 
     let counts = test(args)?;
-    let left = leftovers(&programs_before)?;
+    let left = leftovers()?;
     println!();
     println!(
         "built in {} s, tested in {} s",
@@ -103,45 +101,17 @@ fn result(line: &str) -> Option<(usize, usize)> {
     Some((number(" passed")?, number(" failed")?))
 }
 
-/// What is still there of testbeds, and BPF programs of ours that were not there before.
-fn leftovers(programs_before: &BTreeSet<u64>) -> Result<Vec<String>> {
+/// What is still there of testbeds, as the program says that knows their names.
+fn leftovers() -> Result<Vec<String>> {
     let app = ebpf::target_dir().join("debug/rdt-app");
     let output = Command::new(&app)
         .arg("leftovers")
         .output()
         .context("run rdt-app leftovers")?;
-    let mut left: Vec<String> = String::from_utf8_lossy(&output.stdout)
+    Ok(String::from_utf8_lossy(&output.stdout)
         .lines()
         .map(str::to_owned)
-        .collect();
-    // The kernel frees programs a moment after their last link is gone.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let programs = loop {
-        let programs: Vec<u64> = bpf_programs()?
-            .difference(programs_before)
-            .copied()
-            .collect();
-        if programs.is_empty() || Instant::now() > deadline {
-            break programs;
-        }
-        thread::sleep(Duration::from_millis(100));
-    };
-    left.extend(programs.iter().map(|id| format!("BPF program {id}")));
-    Ok(left)
-}
-
-/// The ids of all BPF programs on this machine that have names as ours.
-fn bpf_programs() -> Result<BTreeSet<u64>> {
-    let bpftool = setup::find_program("bpftool").context("bpftool is missing")?;
-    let output = Command::new(bpftool)
-        .args(["-j", "prog", "show"])
-        .output()?;
-    let programs: Vec<serde_json::Value> =
-        serde_json::from_slice(&output.stdout).context("read the output of bpftool prog show")?;
-    let ours = programs
-        .iter()
-        .filter(|p| p["name"].as_str().is_some_and(|n| n.starts_with("rdr_")));
-    Ok(ours.filter_map(|program| program["id"].as_u64()).collect())
+        .collect())
 }
 
 fn cargo() -> Command {

@@ -418,7 +418,14 @@ services:
     let workloads = parse(text).unwrap();
     assert_eq!(workloads.services()[0].endpoints.len(), 1);
     assert!(workloads.warnings().is_empty());
-    assert_eq!(parse("").unwrap(), Workloads::default());
+    assert_eq!(parse("workloads: []").unwrap(), Workloads::default());
+    for empty in ["", "# nothing\n", "---\n", "{}"] {
+        let error = parse(empty).unwrap_err();
+        assert!(
+            matches!(error, WorkloadFileError::Empty { .. }),
+            "{empty:?}: {error}"
+        );
+    }
 }
 
 #[test]

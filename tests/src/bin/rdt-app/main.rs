@@ -82,7 +82,8 @@ fn allow_many_files() {
 }
 
 fn leftovers() -> anyhow::Result<()> {
-    let found = leftovers::stale();
+    let mut found = leftovers::stale();
+    found.extend(leftovers::orphan_programs());
     found.iter().for_each(|line| println!("{line}"));
     anyhow::ensure!(
         found.is_empty(),
