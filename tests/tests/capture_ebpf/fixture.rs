@@ -45,7 +45,9 @@ impl Fixture {
     }
 
     /// Captures the client with options that depend on the two pods.
-    pub fn with(options: impl FnOnce(&redirect_tests::Pod, &redirect_tests::Pod) -> PodOptions) -> Self {
+    pub fn with(
+        options: impl FnOnce(&redirect_tests::Pod, &redirect_tests::Pod) -> PodOptions,
+    ) -> Self {
         let bed = Testbed::new();
         let node = bed.node("a");
         let (client, peer) = (node.pod("client"), node.pod("peer"));
@@ -56,8 +58,16 @@ impl Fixture {
         fs::create_dir_all(&proxy_cgroup).expect("make the proxy's cgroup");
         let options = options(&client, &peer);
         let capture = load(&bpffs, &proxy_cgroup);
-        let mut fixture =
-            Self { capture: Some(capture), client, peer, options, bpffs, proxy_cgroup, proxy: None, _bed: bed };
+        let mut fixture = Self {
+            capture: Some(capture),
+            client,
+            peer,
+            options,
+            bpffs,
+            proxy_cgroup,
+            proxy: None,
+            _bed: bed,
+        };
         fixture.listen();
         assert_eq!(fixture.apply(), Applied::Attached);
         fixture
@@ -115,19 +125,33 @@ impl Fixture {
 
     pub fn start(&self, addr: SocketAddr, options: &[&str], steps: &[&str]) -> App {
         let addr = addr.to_string();
-        self.client.app(["connect"].iter().chain(options).copied().chain([addr.as_str()]).chain(steps.iter().copied()))
+        self.client.app(
+            ["connect"]
+                .iter()
+                .chain(options)
+                .copied()
+                .chain([addr.as_str()])
+                .chain(steps.iter().copied()),
+        )
     }
 
     /// The sum of the counters with this reason, whatever the hook and verdict.
     pub fn count(&self, reason: &str) -> u64 {
         let counters = self.capture.as_ref().expect("loaded").counters()();
-        counters.iter().filter(|counter| counter.reason == reason).map(|counter: &VerdictCount| counter.count).sum()
+        counters
+            .iter()
+            .filter(|counter| counter.reason == reason)
+            .map(|counter: &VerdictCount| counter.count)
+            .sum()
     }
 
     /// Connects that are between `connect()` and accept.
     pub fn flows(&self) -> usize {
         let map = self.bpffs.join("redirect/v1/maps/rdr_flows");
-        let dump = Command::new("/usr/sbin/bpftool").args(["-j", "map", "dump", "pinned"]).arg(map).output();
+        let dump = Command::new("/usr/sbin/bpftool")
+            .args(["-j", "map", "dump", "pinned"])
+            .arg(map)
+            .output();
         let dump = dump.expect("run bpftool");
         assert!(dump.status.success(), "{dump:?}");
         let entries: serde_json::Value = serde_json::from_slice(&dump.stdout).expect("JSON");
@@ -136,7 +160,11 @@ impl Fixture {
 
     #[track_caller]
     pub fn expect_no_flows(&self) {
-        assert!(wait_until(PATIENCE, || self.flows() == 0), "{} flows stay", self.flows());
+        assert!(
+            wait_until(PATIENCE, || self.flows() == 0),
+            "{} flows stay",
+            self.flows()
+        );
     }
 }
 
@@ -179,15 +207,30 @@ pub struct Answer {
 impl Answer {
     fn text(&self) -> String {
         let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".into());
-        let (original, cgroup) = (self.original.map(|a| a.to_string()), self.cgroup.map(|id| id.to_string()));
-        format!("{} {} {} {} {}\n", or_none(original), or_none(cgroup), self.local, self.peer, self.sockopt)
+        let (original, cgroup) = (
+            self.original.map(|a| a.to_string()),
+            self.cgroup.map(|id| id.to_string()),
+        );
+        format!(
+            "{} {} {} {} {}\n",
+            or_none(original),
+            or_none(cgroup),
+            self.local,
+            self.peer,
+            self.sockopt
+        )
     }
 
     #[track_caller]
     pub fn parse(line: &str) -> Self {
         let words: Vec<_> = line.split(' ').collect();
-        let [original, cgroup, local, peer, sockopt] = words[..] else { panic!("no answer of the stand-in: {line}") };
-        let parse = |text: &str| text.parse().unwrap_or_else(|_| panic!("no address: {text}"));
+        let [original, cgroup, local, peer, sockopt] = words[..] else {
+            panic!("no answer of the stand-in: {line}")
+        };
+        let parse = |text: &str| {
+            text.parse()
+                .unwrap_or_else(|_| panic!("no address: {text}"))
+        };
         Self {
             original: original.parse().ok(),
             cgroup: cgroup.parse().ok(),
@@ -206,21 +249,31 @@ struct Proxy {
 
 impl Proxy {
     fn start(pod: &redirect_tests::Pod, cgroup: &Path, resolver: Arc<dyn OrigDstResolver>) -> Self {
-        let listener = in_cgroup(cgroup, || socket::listen(pod.netns(), ports::OUTBOUND).expect("listen in the pod"));
-        listener.set_nonblocking(false).expect("a blocking listener");
+        let listener = in_cgroup(cgroup, || {
+            socket::listen(pod.netns(), ports::OUTBOUND).expect("listen in the pod")
+        });
+        listener
+            .set_nonblocking(false)
+            .expect("a blocking listener");
         let listener = Arc::new(listener);
         let open = Arc::<Mutex<Vec<TcpStream>>>::default();
         let thread = thread::spawn({
             let (listener, open) = (listener.clone(), open.clone());
             move || {
                 while let Ok((stream, peer)) = listener.accept() {
-                    open.lock().unwrap_or_else(PoisonError::into_inner).push(stream.try_clone().expect("dup"));
+                    open.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(stream.try_clone().expect("dup"));
                     let answer = answer(&stream, peer, &*resolver);
                     thread::spawn(move || _ = echo(stream, &answer.text()));
                 }
             }
         });
-        Self { listener, thread: Some(thread), open }
+        Self {
+            listener,
+            thread: Some(thread),
+            open,
+        }
     }
 }
 
@@ -229,14 +282,21 @@ impl Drop for Proxy {
         // Wakes `accept`.
         _ = shutdown(std::os::fd::AsRawFd::as_raw_fd(&self.listener), How::Both);
         _ = self.thread.take().map(JoinHandle::join);
-        for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for stream in self
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain(..)
+        {
             _ = stream.shutdown(Shutdown::Both);
         }
     }
 }
 
 fn answer(stream: &TcpStream, peer: SocketAddr, resolver: &dyn OrigDstResolver) -> Answer {
-    let original = resolver.resolve(stream.as_fd()).expect("ask for the original destination");
+    let original = resolver
+        .resolve(stream.as_fd())
+        .expect("ask for the original destination");
     let local = socket::canonical(stream.local_addr().expect("a local address"));
     let socket = socket2::SockRef::from(stream);
     let sockopt = match local.is_ipv4() {
@@ -268,7 +328,10 @@ fn echo(mut stream: TcpStream, greeting: &str) -> io::Result<()> {
 }
 
 pub fn error_name(error: &io::Error) -> String {
-    format!("{:?}", nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+    format!(
+        "{:?}",
+        nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0))
+    )
 }
 
 /// Runs `make` while this process is in `cgroup`: the sockets that it makes stay there. One at a time.

@@ -38,12 +38,29 @@ fn ipv4_ipv6_and_v4_mapped() {
         expect_captured(&answer, &connected, addr(original), source);
         assert_eq!(answer.cgroup, Some(app_cgroup));
         assert_eq!(answer.local.port(), 15001);
-        assert!(answer.local.ip().to_string().starts_with(if answer.local.is_ipv4() { "127." } else { "fd72:" }));
+        assert!(
+            answer
+                .local
+                .ip()
+                .to_string()
+                .starts_with(if answer.local.is_ipv4() {
+                    "127."
+                } else {
+                    "fd72:"
+                })
+        );
         // An IPv6 socket sees IPv6 addresses, also those that stand for IPv4.
         assert_eq!(connected.addr("peername"), addr(target));
     }
     fixture.expect_no_flows();
-    assert_eq!((fixture.count("captured"), fixture.count("published"), fixture.count("accepted")), (3, 3, 3));
+    assert_eq!(
+        (
+            fixture.count("captured"),
+            fixture.count("published"),
+            fixture.count("accepted")
+        ),
+        (3, 3, 3)
+    );
 }
 
 #[test]
@@ -51,9 +68,10 @@ fn a_peer_that_exists_gets_nothing() {
     let fixture = Fixture::new();
     let peer = fixture.peer.app(["serve", "--listen", "[::]:8080"]);
     peer.event("listening");
-    for (target, source) in
-        [(fixture.peer.at(8080), fixture.client.ipv4()), (fixture.peer.at6(8080), fixture.client.ipv6())]
-    {
+    for (target, source) in [
+        (fixture.peer.at(8080), fixture.client.ipv4()),
+        (fixture.peer.at6(8080), fixture.client.ipv6()),
+    ] {
         let (answer, connected) = fixture.connect(target, &[]);
         expect_captured(&answer, &connected, target, source);
     }
@@ -63,7 +81,10 @@ fn a_peer_that_exists_gets_nothing() {
 #[test]
 fn non_blocking_connects() {
     let fixture = Fixture::new();
-    for (target, source) in [(NOWHERE4, fixture.client.ipv4()), (NOWHERE6, fixture.client.ipv6())] {
+    for (target, source) in [
+        (NOWHERE4, fixture.client.ipv4()),
+        (NOWHERE6, fixture.client.ipv6()),
+    ] {
         let (answer, connected) = fixture.connect(addr(target), &["--nonblocking"]);
         expect_captured(&answer, &connected, addr(target), source);
     }
@@ -76,13 +97,23 @@ fn tcp_fast_open() {
     fixture.stop_listening();
     fixture.client.sysctl("net.ipv4.tcp_fastopen", "1543");
     fixture.listen();
-    for (target, source) in [(NOWHERE4, fixture.client.ipv4()), (NOWHERE6, fixture.client.ipv6())] {
-        let app = fixture.start(addr(target), &["--fastopen", "early\n"], &["recv-line", "recv-line", "names"]);
+    for (target, source) in [
+        (NOWHERE4, fixture.client.ipv4()),
+        (NOWHERE6, fixture.client.ipv6()),
+    ] {
+        let app = fixture.start(
+            addr(target),
+            &["--fastopen", "early\n"],
+            &["recv-line", "recv-line", "names"],
+        );
         let answer = Answer::parse(app.event("received").text());
         assert_eq!(app.event("received").text(), "early");
         expect_captured(&answer, &app.event("names"), addr(target), source);
     }
-    let (active, passive) = (tcp_ext(&fixture, "TCPFastOpenActive"), tcp_ext(&fixture, "TCPFastOpenPassive"));
+    let (active, passive) = (
+        tcp_ext(&fixture, "TCPFastOpenActive"),
+        tcp_ext(&fixture, "TCPFastOpenPassive"),
+    );
     assert_eq!((active, passive), (2, 2), "Fast Open was not used");
 }
 
@@ -90,11 +121,18 @@ fn tcp_fast_open() {
 fn syn_cookies() {
     let fixture = Fixture::new();
     fixture.client.sysctl("net.ipv4.tcp_syncookies", "2");
-    for (target, source) in [(NOWHERE4, fixture.client.ipv4()), (NOWHERE6, fixture.client.ipv6())] {
+    for (target, source) in [
+        (NOWHERE4, fixture.client.ipv4()),
+        (NOWHERE6, fixture.client.ipv6()),
+    ] {
         let (answer, connected) = fixture.connect(addr(target), &[]);
         expect_captured(&answer, &connected, addr(target), source);
     }
-    assert_eq!(tcp_ext(&fixture, "SyncookiesRecv"), 2, "SYN cookies were not used");
+    assert_eq!(
+        tcp_ext(&fixture, "SyncookiesRecv"),
+        2,
+        "SYN cookies were not used"
+    );
 }
 
 #[test]
@@ -108,7 +146,12 @@ fn bound_before_connecting() {
         (NOWHERE6, format!("[{ipv6}]:0"), None, ipv6),
         (NOWHERE6, format!("[{ipv6}]:5003"), Some(5003), ipv6),
         (NOWHERE6, "[::]:5004".into(), Some(5004), ipv6),
-        ("[::ffff:192.0.2.7]:8080", "[::]:5005".into(), Some(5005), ipv4),
+        (
+            "[::ffff:192.0.2.7]:8080",
+            "[::]:5005".into(),
+            Some(5005),
+            ipv4,
+        ),
     ] {
         let (answer, connected) = fixture.connect(addr(target), &["--bind", &bind]);
         let original = SocketAddr::new(addr(target).ip().to_canonical(), 8080);
@@ -145,9 +188,13 @@ fn bound_to_a_device() {
 #[test]
 fn one_socket_connects_again_and_again() {
     let fixture = Fixture::new();
-    let peer = fixture.peer.app(["serve", "--listen", "0.0.0.0:9000", "--mode", "greet"]);
+    let peer = fixture
+        .peer
+        .app(["serve", "--listen", "0.0.0.0:9000", "--mode", "greet"]);
     peer.event("listening");
-    let own = fixture.client.app(["serve", "--listen", "0.0.0.0:9000", "--mode", "greet"]);
+    let own = fixture
+        .client
+        .app(["serve", "--listen", "0.0.0.0:9000", "--mode", "greet"]);
     own.event("listening");
     let own_addr = fixture.client.at(9000);
     let app = fixture.start(
@@ -168,11 +215,20 @@ fn one_socket_connects_again_and_again() {
             "recv-line",
         ],
     );
-    assert_eq!(Answer::parse(app.event("received").text()).original, Some(addr("192.0.2.1:1")));
-    assert_eq!(Answer::parse(app.event("received").text()).original, Some(addr("192.0.2.2:2")));
+    assert_eq!(
+        Answer::parse(app.event("received").text()).original,
+        Some(addr("192.0.2.1:1"))
+    );
+    assert_eq!(
+        Answer::parse(app.event("received").text()).original,
+        Some(addr("192.0.2.2:2"))
+    );
     assert!(app.event("received").text().starts_with("hello "));
     assert_eq!(app.event("names").addr("peername"), own_addr);
-    assert_eq!(Answer::parse(app.event("received").text()).original, Some(addr("192.0.2.3:3")));
+    assert_eq!(
+        Answer::parse(app.event("received").text()).original,
+        Some(addr("192.0.2.3:3"))
+    );
     fixture.expect_no_flows();
 }
 
@@ -186,16 +242,23 @@ fn a_port_is_used_for_several_destinations_at_once() {
     second.event("waiting");
     for (app, original) in [(&first, "192.0.2.1:80"), (&second, "192.0.2.2:80")] {
         let answer = Answer::parse(app.event("received").text());
-        assert_eq!((answer.original, answer.peer.port()), (Some(addr(original)), 5100));
+        assert_eq!(
+            (answer.original, answer.peer.port()),
+            (Some(addr(original)), 5100)
+        );
     }
 }
 
 #[test]
 fn many_destinations_with_few_source_ports() {
     let fixture = Fixture::new();
-    fixture.client.sysctl("net.ipv4.ip_local_port_range", "40000 40099");
+    fixture
+        .client
+        .sysctl("net.ipv4.ip_local_port_range", "40000 40099");
     for first in ["192.0.2.1", "2001:db8::1"] {
-        let app = fixture.client.app(["many", "--count", "150", "--silent", "--range", first, "1000", "150"]);
+        let app = fixture.client.app([
+            "many", "--count", "150", "--silent", "--range", first, "1000", "150",
+        ]);
         let held = app.event("held");
         assert_eq!(held.u64("ok"), 150, "{}", held.json());
     }
@@ -219,10 +282,20 @@ fn a_pod_without_ipv4_addresses_is_captured_all_the_same() {
 
 /// A counter of the pod's /proc/net/netstat.
 fn tcp_ext(fixture: &Fixture, name: &str) -> u64 {
-    let text = fixture.client.netns().run(|| std::fs::read_to_string("/proc/thread-self/net/netstat"));
+    let text = fixture
+        .client
+        .netns()
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/netstat"));
     let text = text.expect("enter the pod").expect("read netstat");
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
     let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let found = names.split(' ').zip(values.split(' ')).find(|(found, _)| *found == name);
-    found.unwrap_or_else(|| panic!("no counter {name}")).1.parse().expect("a number")
+    let found = names
+        .split(' ')
+        .zip(values.split(' '))
+        .find(|(found, _)| *found == name);
+    found
+        .unwrap_or_else(|| panic!("no counter {name}"))
+        .1
+        .parse()
+        .expect("a number")
 }

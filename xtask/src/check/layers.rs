@@ -21,6 +21,7 @@ struct Rule {
 const PURE: &[&str] = &[
     "redirect-common/src/",
     "redirect-userspace/src/pod/mod.rs",
+    "redirect-userspace/src/policy/",
     "redirect-userspace/src/proxy/authority.rs",
     "redirect-userspace/src/proxy/route.rs",
 ];
