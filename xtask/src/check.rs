@@ -35,7 +35,7 @@ enum Step {
     Clippy,
     /// The eBPF crate for its own target, warnings denied.
     Bpf,
-    /// rustdoc, warnings denied.
+    /// rustdoc, private items too, warnings denied.
     Doc,
     /// Licences, bans, sources and advisories of the dependencies.
     Deny,
@@ -74,6 +74,7 @@ impl Step {
                 root,
                 &[
                     "clippy",
+                    "--keep-going",
                     "--workspace",
                     "--all-targets",
                     "--quiet",
@@ -94,7 +95,10 @@ impl Step {
                     "--document-private-items",
                     "--quiet",
                 ],
-                &[("RUSTDOCFLAGS", "-D warnings")],
+                &[(
+                    "RUSTDOCFLAGS",
+                    "-D warnings -A rustdoc::private_intra_doc_links",
+                )],
             )
             .map(|()| String::new()),
             Self::Deny => deny(root),

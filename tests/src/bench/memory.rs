@@ -10,42 +10,59 @@ use super::{
     figure::Figure,
     helper::Held,
     samples::{Part, Samples},
-    stage::{Stage, Variant},
+    stage::{Proxies, Stage, Variant},
 };
 use crate::Process;
 
-/// Resident memory before any traffic.
-pub fn idle(stage: &Stage, variants: &[Variant], samples: &mut Samples) -> Result<()> {
-    for variant in variants {
-        if let Some(proxies) = stage.proxies(*variant, App::Echo) {
-            Part::default()
-                .with(
-                    Figure::IdleOutbound,
-                    cpu::resident(proxies.outbound)? as f64 / 1e6,
-                )
-                .with(
-                    Figure::IdleInbound,
-                    cpu::resident(proxies.inbound)? as f64 / 1e6,
-                )
-                .add_to(samples, *variant);
+/// Measures each variant's proxies before they have carried anything else: what an allocator keeps from earlier loads would
+/// hide what connections need. `counts` go up.
+pub fn measure(
+    stage: &Stage,
+    variants: &[Variant],
+    counts: &[usize],
+    samples: &mut Samples,
+) -> Result<()> {
+    for variant in variants.iter().copied() {
+        let Some(proxies) = stage.proxies(variant, App::Echo) else {
+            continue;
+        };
+        let rest = Resident::now(proxies)?;
+        Part::default()
+            .with(Figure::IdleOutbound, rest.outbound as f64 / 1e6)
+            .with(Figure::IdleInbound, rest.inbound as f64 / 1e6)
+            .add_to(samples, variant);
+        for count in counts {
+            println!("bench: {count} idle connections over {}", variant.title());
+            held(stage, variant, proxies, &rest, *count)?.add_to(samples, variant);
         }
     }
     Ok(())
 }
 
-/// KiB for each of `count` connections that were used once and then left alone.
-pub fn held(stage: &Stage, variant: Variant, count: usize) -> Result<Part> {
-    let proxies = stage
-        .proxies(variant, App::Echo)
-        .context("a variant with proxies")?;
-    let sizes = || {
-        Ok::<_, anyhow::Error>((
-            cpu::resident(proxies.outbound)?,
-            cpu::resident(proxies.inbound)?,
-            kernel()?,
-        ))
-    };
-    let before = sizes()?;
+/// Resident memory of both proxies, in bytes.
+struct Resident {
+    outbound: u64,
+    inbound: u64,
+}
+
+impl Resident {
+    fn now(proxies: Proxies) -> Result<Self> {
+        Ok(Self {
+            outbound: cpu::resident(proxies.outbound)?,
+            inbound: cpu::resident(proxies.inbound)?,
+        })
+    }
+}
+
+/// KiB for each of `count` connections that were used once and then left alone, compared with the proxies at rest.
+fn held(
+    stage: &Stage,
+    variant: Variant,
+    proxies: Proxies,
+    rest: &Resident,
+    count: usize,
+) -> Result<Part> {
+    let kernel_before = kernel()?;
     let mut command = stage.ends(variant).client.command(me()?);
     let address = stage.dial(variant, App::Echo).to_string();
     command.args(["helper", "hold", &address, &count.to_string()]);
@@ -58,7 +75,8 @@ pub fn held(stage: &Stage, variant: Variant, count: usize) -> Result<Part> {
     holder.wait_line_from(0, "word that all connections stand", limit, parse);
     // Buffers that are given back when idle are given back by then.
     thread::sleep(Duration::from_secs(2));
-    let after = sizes()?;
+    let now = Resident::now(proxies)?;
+    let kernel_now = kernel()?;
     let each = |before: u64, after: u64| (after as f64 - before as f64) / 1024.0 / count as f64;
     let figures = if count >= 5_000 {
         [
@@ -74,9 +92,9 @@ pub fn held(stage: &Stage, variant: Variant, count: usize) -> Result<Part> {
         ]
     };
     Ok(Part::default()
-        .with(figures[0], each(before.0, after.0))
-        .with(figures[1], each(before.1, after.1))
-        .with(figures[2], each(before.2, after.2)))
+        .with(figures[0], each(rest.outbound, now.outbound))
+        .with(figures[1], each(rest.inbound, now.inbound))
+        .with(figures[2], each(kernel_before, kernel_now)))
 }
 
 /// Bytes in slabs (socket structures, of client and server too) and in TCP's buffers, of the whole machine.

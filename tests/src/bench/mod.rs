@@ -103,7 +103,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut samples = Samples::default();
     let mut quiet = Quiet::new(options.patience());
     if options.wants(Group::Memory) {
-        memory::idle(&stage, &variants, &mut samples)?;
+        memory::measure(&stage, &variants, options.idle_connections(), &mut samples)?;
     }
     for round in 0..options.rounds() {
         println!("bench: round {} of {}", round + 1, options.rounds());
@@ -122,18 +122,6 @@ pub fn run(options: &Options) -> Result<()> {
                 .run(|| connect::round(&stage))?
                 .into_iter()
                 .for_each(|(variant, part)| part.add_to(&mut samples, variant));
-        }
-    }
-    if options.wants(Group::Memory) {
-        for variant in variants
-            .iter()
-            .copied()
-            .filter(|variant| stage.proxies(*variant, App::Echo).is_some())
-        {
-            for count in options.idle_connections() {
-                println!("bench: {count} idle connections over {}", variant.title());
-                memory::held(&stage, variant, *count)?.add_to(&mut samples, variant);
-            }
         }
     }
     report::print(&samples, &variants, &stage, &quiet, options);

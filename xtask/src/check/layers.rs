@@ -21,6 +21,7 @@ struct Rule {
 const PURE: &[&str] = &[
     "redirect-common/src/",
     "redirect-userspace/src/pod/mod.rs",
+    "redirect-userspace/src/policy/",
     "redirect-userspace/src/proxy/authority.rs",
     "redirect-userspace/src/proxy/route.rs",
 ];
@@ -89,7 +90,7 @@ const RULES: &[Rule] = &[
         except: &[
             "redirect-userspace/src/sys/",
             "redirect-ebpf/src/",
-            "tests/src/",
+            "tests/src/sys",
         ],
         words: &["unsafe"],
         why: "`unsafe` is only in `sys` (one call each, with its invariant) and in the eBPF programs",
@@ -119,6 +120,8 @@ const RULES: &[Rule] = &[
 const NO_WORDS: &[(&str, &str)] = &[("TO", "DO"), ("FIX", "ME"), ("XX", "X:")];
 
 const LONGEST_FILE: usize = 450;
+/// Tests are tables and stories, which grow by cases and not by complication.
+const LONGEST_TEST_FILE: usize = 700;
 
 /// Checks every Rust file below `root`; returns how many there were.
 pub fn check(root: &Path) -> anyhow::Result<String> {
@@ -182,14 +185,21 @@ fn faults(name: &str, source: &str) -> Vec<String> {
             lines.map(|line| format!("{name}:{line}: unfinished work is an issue, not a comment")),
         );
     }
+    // A module of unit tests has its purpose from the module that it tests; a file of end-to-end tests has its own.
+    let unit_tests =
+        name.ends_with("/tests.rs") || name.contains("/src/") && name.contains("/tests/");
     let lines = source.lines().count();
-    if lines > LONGEST_FILE {
+    let limit = if unit_tests || name.starts_with("tests/tests/") {
+        LONGEST_TEST_FILE
+    } else {
+        LONGEST_FILE
+    };
+    if lines > limit {
         faults.push(format!(
-            "{name}: {lines} lines; the limit is {LONGEST_FILE}: split it by what its parts do"
+            "{name}: {lines} lines; the limit is {limit}: split it by what its parts do"
         ));
     }
-    let tests = name.ends_with("/tests.rs");
-    if !tests && !source.lines().take(3).any(|line| line.starts_with("//!")) {
+    if !unit_tests && !source.lines().take(3).any(|line| line.starts_with("//!")) {
         faults.push(format!("{name}: does not begin with `//!` and its purpose"));
     }
     faults

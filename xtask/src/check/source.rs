@@ -47,8 +47,8 @@ fn stands_alone(line: &str, at: usize, word: &str) -> bool {
         |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
     let bytes = line.as_bytes();
     let before = at.checked_sub(1).and_then(|index| bytes.get(index));
-    let word_ends_in_name = part_of_name(word.as_bytes().last());
-    !part_of_name(before) && !(word_ends_in_name && part_of_name(bytes.get(at + word.len())))
+    let goes_on = part_of_name(word.as_bytes().last()) && part_of_name(bytes.get(at + word.len()));
+    !part_of_name(before) && !goes_on
 }
 
 /// How many bytes of `rest` belong to the comment or literal that begins there; zero if none begins.
