@@ -4,6 +4,8 @@
 //! one large write, and opens in place what one large read brought. See `docs/adr/0003`.
 
 mod handshake;
+mod inbox;
+mod outbox;
 mod record;
 mod stream;
 #[cfg(test)]

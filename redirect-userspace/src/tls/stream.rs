@@ -21,9 +21,10 @@ use tokio::{
 
 use super::{
     handshake::Leftover,
-    record::{MAX_CONTENT, OVERHEAD, Opener, REKEY_AFTER, Sealer, record_len},
+    inbox::Inbox,
+    outbox::Outbox,
+    record::{MAX_CONTENT, OVERHEAD, Opener, REKEY_AFTER, Sealer},
 };
-use crate::buffer::{self, Buffer};
 
 /// A slice shorter than this is copied together with its neighbours rather than given a record of its own.
 const GATHER_BELOW: usize = 4096;
@@ -52,23 +53,6 @@ pub enum KeySchedule {
     Server(KernelConnection<ServerConnectionData>),
 }
 
-/// Bytes from the socket: `opened` has been decrypted and not yet taken, `sealed` not yet decrypted.
-#[derive(Default)]
-struct Inbox {
-    buffer: Option<Buffer>,
-    opened: Range<usize>,
-    sealed: Range<usize>,
-    /// The start of a record whose rest has not arrived, kept here while `buffer` is with the pool.
-    partial: Vec<u8>,
-}
-
-/// Sealed bytes that wait for the socket.
-#[derive(Default)]
-struct Outbox {
-    buffer: Option<Buffer>,
-    pending: Range<usize>,
-}
-
 impl TlsStream {
     pub(super) fn new(
         tcp: TcpStream,
@@ -77,19 +61,12 @@ impl TlsStream {
         keys: KeySchedule,
         leftover: Leftover,
     ) -> Self {
-        let mut inbox = Inbox {
-            partial: leftover.ciphertext,
-            ..Inbox::default()
-        };
-        if !leftover.plaintext.is_empty() {
-            inbox.deliver_first(&leftover.plaintext);
-        }
         Self {
             tcp,
             keys,
             opener,
             sealer,
-            inbox,
+            inbox: Inbox::new(leftover),
             outbox: Outbox::default(),
             handshake: Vec::new(),
             read_closed: false,
@@ -267,103 +244,6 @@ impl KeySchedule {
             Self::Server(kernel) => kernel.update_tx_secret(),
         }
         .map_err(io::Error::other)
-    }
-}
-
-impl Inbox {
-    /// Puts plaintext in front of everything else.
-    fn deliver_first(&mut self, plaintext: &[u8]) {
-        let mut buffer = Buffer::take();
-        buffer[..plaintext.len()].copy_from_slice(plaintext);
-        let end = plaintext.len() + self.partial.len();
-        buffer[plaintext.len()..end].copy_from_slice(&self.partial);
-        self.partial = Vec::new();
-        self.opened = 0..plaintext.len();
-        self.sealed = plaintext.len()..end;
-        self.buffer = Some(buffer);
-    }
-
-    /// Takes the next whole record off the sealed bytes.
-    fn next_record(&mut self) -> io::Result<Option<Range<usize>>> {
-        if self.buffer.is_none() && !self.partial.is_empty() {
-            self.restore();
-        }
-        let Some(buffer) = &self.buffer else {
-            return Ok(None);
-        };
-        match record_len(&buffer[self.sealed.clone()])? {
-            Some(len) if len <= self.sealed.len() => {
-                let record = self.sealed.start..self.sealed.start + len;
-                self.sealed.start = record.end;
-                Ok(Some(record))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// Reads once from the socket behind the sealed bytes; `Ok(0)` is the end of the stream.
-    fn poll_fill(&mut self, tcp: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.restore();
-        let buffer = self.buffer.as_mut().expect("restored");
-        if self.sealed.start > 0 {
-            buffer.copy_within(self.sealed.clone(), 0);
-            self.sealed = 0..self.sealed.len();
-        }
-        let mut space = ReadBuf::new(&mut buffer[self.sealed.end..]);
-        let polled = Pin::new(tcp).poll_read(cx, &mut space);
-        let n = space.filled().len();
-        self.sealed.end += n;
-        if self.sealed.is_empty() || polled.is_pending() {
-            self.release();
-        }
-        polled.map_ok(|()| n)
-    }
-
-    fn restore(&mut self) {
-        if self.buffer.is_none() {
-            let mut buffer = Buffer::take();
-            buffer[..self.partial.len()].copy_from_slice(&self.partial);
-            self.sealed = 0..self.partial.len();
-            self.opened = 0..0;
-            self.partial = Vec::new();
-            self.buffer = Some(buffer);
-        }
-    }
-
-    /// Gives the buffer back while the socket is empty, keeping the start of an incomplete record aside.
-    fn release(&mut self) {
-        debug_assert!(self.opened.is_empty());
-        if let Some(buffer) = self.buffer.take() {
-            self.partial = buffer[self.sealed.clone()].to_vec();
-            self.sealed = 0..0;
-        }
-    }
-}
-
-impl Outbox {
-    fn room(&self) -> usize {
-        buffer::CAPACITY - self.pending.end
-    }
-
-    fn stage(&mut self, sealer: &mut Sealer, content_type: ContentType, parts: &[&[u8]]) {
-        let buffer = self.buffer.get_or_insert_with(Buffer::take);
-        self.pending.end += sealer.seal(content_type, parts, &mut buffer[self.pending.end..]);
-    }
-
-    fn poll_flush(&mut self, tcp: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(buffer) = &self.buffer {
-            if self.pending.is_empty() {
-                self.pending = 0..0;
-                self.buffer = None;
-                break;
-            }
-            let n = ready!(Pin::new(&mut *tcp).poll_write(cx, &buffer[self.pending.clone()]))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.pending.start += n;
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
