@@ -22,12 +22,15 @@ use super::{
     Listeners, PodContext, Shared, connector::TunnelConnector, inbound, listener::accept_loop,
     outbound,
 };
-use crate::{hbone::pool::Pool, pod::PodUid};
+use crate::{hbone::pool::Pool, pod::PodUid, sys::memory};
 
 /// Destinations that are counted; forgetting them all now and then only starts the counts again.
 const MAX_PICKS: usize = 4096;
 
-/// How often idle tunnels are looked for.
+/// Fewer tasks than this leave nothing behind that is worth the work.
+const SHRINK_FROM: usize = 256;
+
+/// How often idle tunnels are looked for, and memory to give back.
 const SWEEP: Duration = Duration::from_secs(5);
 
 /// All worker threads of the daemon.
@@ -117,6 +120,8 @@ pub struct Worker {
     /// Connections so far by destination, to spread them over the endpoints of a service.
     picks: RefCell<HashMap<SocketAddr, u64>>,
     alive: Cell<usize>,
+    /// Most tasks at a time since memory was last given back.
+    peak: Cell<usize>,
     ended: Notify,
 }
 
@@ -136,11 +141,22 @@ impl Worker {
     /// Runs `task` as one that a drain waits for.
     pub fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
         self.alive.set(self.alive.get() + 1);
+        self.peak.set(self.peak.get().max(self.alive.get()));
         let alive = Alive(self.clone());
         tokio::task::spawn_local(async move {
             let _alive = alive;
             task.await;
         });
+    }
+
+    /// After most connections have ended, gives back what they used: the allocator keeps it, and a burst would be paid for
+    /// ever after.
+    fn shrink(&self) {
+        let (alive, peak) = (self.alive.get(), self.peak.get());
+        if peak >= SHRINK_FROM && alive < peak / 2 {
+            memory::release_unused();
+            self.peak.set(alive);
+        }
     }
 
     async fn all_ended(&self) {
@@ -196,6 +212,7 @@ async fn serve(
         drain: drain.clone(),
         picks: RefCell::default(),
         alive: Cell::new(0),
+        peak: Cell::new(0),
         ended: Notify::new(),
     });
     let mut sweep = tokio::time::interval(SWEEP.min(worker.shared.hbone.idle_timeout));
@@ -215,7 +232,10 @@ async fn serve(
                 }
                 None => break,
             },
-            _ = sweep.tick() => worker.pool.sweep(worker.shared.hbone.idle_timeout),
+            _ = sweep.tick() => {
+                worker.pool.sweep(worker.shared.hbone.idle_timeout);
+                worker.shrink();
+            }
         }
     }
     for pod in pods.borrow().values() {

@@ -3,5 +3,6 @@
 pub mod bpf;
 pub mod bpffs;
 pub mod cgroup;
+pub mod memory;
 pub mod netns;
 pub mod socket;
