@@ -7,9 +7,9 @@ use crate::Addr;
 /// How many pods a node can capture. Pod numbers are below this.
 pub const MAX_PODS: u32 = 4096;
 /// How many captured connects of a node may be between `connect()` and accept.
-pub const MAX_FLOWS: u32 = 65_536;
+pub const MAX_FLOWS: u32 = 16_384;
 /// What a daemon sets as [`Settings::max_flows_per_pod`].
-pub const MAX_FLOWS_PER_POD: u32 = 8_192;
+pub const MAX_FLOWS_PER_POD: u32 = 4_096;
 pub const MAX_OWN_ADDRESSES: u32 = 16_384;
 pub const MAX_EXCLUDED_PORTS: u32 = 65_536;
 pub const MAX_EXCLUDED_NETS: u32 = 65_536;

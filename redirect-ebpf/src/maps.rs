@@ -44,7 +44,7 @@ pub static EXEMPT_CGROUPS: HashMap<CgroupKey, u8, { MAX_EXEMPT_CGROUPS as usize 
 
 /// Connects between `connect()` and accept. Not an LRU map: one pod must not push out what another waits for.
 #[btf_map(name = "rdr_flows")]
-static FLOWS: HashMap<FlowKey, OrigDstEntry, { MAX_FLOWS as usize }, ON_DEMAND> = HashMap::new();
+static FLOWS: HashMap<FlowKey, OrigDstEntry, { MAX_FLOWS as usize }> = HashMap::new();
 
 /// Where a captured socket was meant to go, on the socket itself.
 #[btf_map(name = "rdr_client")]

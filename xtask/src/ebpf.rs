@@ -161,6 +161,7 @@ fn compile(order: Endian) -> Result<PathBuf> {
             [
                 "-Cdebuginfo=2",
                 "-Clink-arg=--btf",
+                "-Ctarget-cpu=v3",
                 &format!("-Clinker={}", linker.display()),
                 "-Dwarnings",
             ]

@@ -1,20 +1,31 @@
-//! Routes in a pod's network namespace that make the targets of redirected connects local, with the pod's address as their
-//! preferred source:
+//! Routes in a pod's network namespace for redirected connects:
 //!
 //! ```text
-//! local 127.128.0.0/10 dev lo table local src POD_IPV4
-//! local fd72:6472:6374::/64 dev lo table local src POD_IPV6
+//! local 127.128.0.0/10 dev lo table local proto 114 scope host src POD_IPV4
+//! local fd72:6472:6374::/64 dev lo table local proto 114 src POD_IPV6
 //! ```
 //!
-//! Without the first, 127.0.0.0/8 is local all the same, and apps see 127.0.0.1 as their own address.
+//! They make the targets local, and the pod's address the source. Without the first, 127.0.0.0/8 is local all the same, and
+//! apps see 127.0.0.1 as their own address.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use nix::libc;
 use redirect_common::{Addr, decide};
 use rtnetlink::{
-    Error, Handle, RouteMessageBuilder, new_connection,
-    packet_route::route::{RouteMessage, RouteProtocol, RouteScope, RouteType},
+    RouteMessageBuilder,
+    packet_core::{
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+        NetlinkPayload,
+    },
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        route::{RouteMessage, RouteProtocol, RouteScope, RouteType},
+    },
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
 use super::super::CaptureError;
@@ -23,6 +34,8 @@ use crate::sys::netns::Netns;
 /// Of `lo`, in every network namespace (kernel: LOOPBACK_IFINDEX).
 const LOOPBACK: u32 = 1;
 const TABLE_LOCAL: u32 = 255;
+/// Who made a route (`proto` of ip-route(8)): no one else uses this number, so what bears it is ours to remove.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(114);
 
 /// Adds the routes; those that are there already are changed. `ips` are the pod's addresses.
 pub fn add(netns: &Netns, ips: &[IpAddr]) -> Result<(), CaptureError> {
@@ -41,76 +54,74 @@ pub fn add(netns: &Netns, ips: &[IpAddr]) -> Result<(), CaptureError> {
             None
         }
     });
-    match ipv4 {
-        Some(_) => replace(netns, route4(ipv4), route4(None))?,
-        None => delete(netns, route4(None))?,
-    }
-    match replace(netns, route6(ipv6), route6(None)) {
-        Err(error) if has_ipv6(netns) => Err(error),
+    in_netns(netns, "add a local route in", || {
+        match ipv4 {
+            Some(ip) => replace(targets4(ipv4))
+                .or_else(|error| without_source(netns, ip.into(), error, targets4(None)))?,
+            None => delete(targets4(None))?,
+        }
+        let result = match ipv6 {
+            Some(ip) => replace(targets6(ipv6))
+                .or_else(|error| without_source(netns, ip.into(), error, targets6(None))),
+            None => replace(targets6(None)),
+        };
         // A namespace without IPv6 has nothing to be captured.
-        _ => Ok(()),
-    }
+        if has_ipv6() { result } else { Ok(()) }
+    })
 }
 
-/// Removes the routes; no error if they are not there.
+/// Removes all routes that are marked as ours.
 pub fn remove(netns: &Netns) -> Result<(), CaptureError> {
-    let routes = [route4(None), route6(None)].into_iter();
-    CaptureError::collect(
-        routes
-            .filter_map(|route| delete(netns, route).err())
-            .collect(),
-    )
+    in_netns(netns, "remove the local routes in", || {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            for route in ours(family)? {
+                delete(route)?;
+            }
+        }
+        Ok(())
+    })
 }
 
-fn delete(netns: &Netns, route: RouteMessage) -> Result<(), CaptureError> {
-    let result = run(netns, |handle| async move {
-        handle.route().del(route).execute().await
-    })?;
-    match errno(&result) {
-        Some(libc::ESRCH | libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => Ok(()),
-        _ => result.map_err(|error| fail("remove", netns, &error)),
+/// Adds `plain` if the kernel does not have the address of the route that failed with `error`: it is not there yet (duplicate
+/// address detection), or not at all.
+fn without_source(
+    netns: &Netns,
+    address: IpAddr,
+    error: io::Error,
+    plain: RouteMessage,
+) -> io::Result<()> {
+    if !is(&error, &[libc::EINVAL]) {
+        return Err(error);
     }
+    tracing::warn!(
+        %address,
+        netns = %netns.path().display(),
+        "the pod's address is not on an interface there: its apps will see another as their own"
+    );
+    replace(plain)
 }
 
-/// Adds `route`, or `plain` if the kernel does not have the address of the first.
-fn replace(netns: &Netns, route: RouteMessage, plain: RouteMessage) -> Result<(), CaptureError> {
-    let add = |route| {
-        run(netns, |handle: Handle| async move {
-            handle.route().add(route).replace().execute().await
-        })
-    };
-    let mut result = add(route)?;
-    if errno(&result) == Some(libc::EINVAL) {
-        tracing::warn!(
-            netns = %netns.path().display(),
-            "the pod's address is not on an interface there: its apps will see another address as their own"
-        );
-        result = add(plain)?;
-    }
-    result.map_err(|error| fail("add", netns, &error))
-}
-
-fn route4(source: Option<Ipv4Addr>) -> RouteMessage {
+fn targets4(source: Option<Ipv4Addr>) -> RouteMessage {
     let prefix = Ipv4Addr::from_bits(decide::SPREAD_V4);
     let prefix_len = 32 - decide::SPREAD_V4_BITS as u8;
-    let mut route = local(RouteMessageBuilder::<Ipv4Addr>::new())
-        .scope(RouteScope::Host)
-        .destination_prefix(prefix, prefix_len);
-    if let Some(source) = source {
-        route = route.pref_source(source);
-    }
-    route.build()
+    let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(prefix, prefix_len);
+    let route = match source {
+        Some(source) => route.pref_source(source),
+        None => route,
+    };
+    local(route).scope(RouteScope::Host).build()
 }
 
-fn route6(source: Option<Ipv6Addr>) -> RouteMessage {
+fn targets6(source: Option<Ipv6Addr>) -> RouteMessage {
     let prefix = Addr([decide::SPREAD_V6[0], decide::SPREAD_V6[1], 0, 0]);
     let prefix = Ipv6Addr::from_octets(prefix.octets());
-    let mut route = local(RouteMessageBuilder::<Ipv6Addr>::new())
+    let route = RouteMessageBuilder::<Ipv6Addr>::new()
         .destination_prefix(prefix, decide::SPREAD_V6_PREFIX_LEN);
-    if let Some(source) = source {
-        route = route.pref_source(source);
-    }
-    route.build()
+    let route = match source {
+        Some(source) => route.pref_source(source),
+        None => route,
+    };
+    local(route).build()
 }
 
 fn local<T>(route: RouteMessageBuilder<T>) -> RouteMessageBuilder<T> {
@@ -118,57 +129,88 @@ fn local<T>(route: RouteMessageBuilder<T>) -> RouteMessageBuilder<T> {
         .output_interface(LOOPBACK)
         .table_id(TABLE_LOCAL)
         .kind(RouteType::Local)
-        .protocol(RouteProtocol::Static)
+        .protocol(PROTOCOL)
 }
 
-/// Talks to the kernel on a thread inside the namespace: a netlink socket belongs to the one that it was made in.
-fn run<F>(
-    netns: &Netns,
-    request: impl FnOnce(Handle) -> F + Send,
-) -> Result<Result<(), Error>, CaptureError>
-where
-    F: Future<Output = Result<(), Error>>,
-{
-    let talk = || -> std::io::Result<_> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()?;
-        runtime.block_on(async {
-            let (connection, handle, _) = new_connection()?;
-            tokio::spawn(connection);
-            Ok(request(handle).await)
-        })
-    };
-    netns.run(talk).and_then(|result| result).map_err(|error| {
-        CaptureError::kernel(
-            "talk netlink in network namespace",
-            netns.path().display(),
-            &error,
-        )
-    })
+fn replace(route: RouteMessage) -> io::Result<()> {
+    request(
+        RouteNetlinkMessage::NewRoute(route),
+        NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK,
+    )
+    .map(drop)
 }
 
-fn has_ipv6(netns: &Netns) -> bool {
-    netns
-        .run(|| std::net::TcpListener::bind("[::1]:0").is_ok())
-        .unwrap_or(false)
-}
-
-fn errno(result: &Result<(), Error>) -> Option<i32> {
-    match result {
-        Err(Error::NetlinkError(message)) => Some(message.raw_code().abs()),
-        _ => None,
+fn delete(route: RouteMessage) -> io::Result<()> {
+    match request(RouteNetlinkMessage::DelRoute(route), NLM_F_ACK) {
+        Err(error) if is(&error, &[libc::ESRCH]) => Ok(()),
+        result => result.map(drop),
     }
 }
 
-fn fail(call: &'static str, netns: &Netns, error: &Error) -> CaptureError {
-    let cause = match error {
-        Error::NetlinkError(message) => message.to_io(),
-        other => std::io::Error::other(other.to_string()),
+/// The routes of a family that are marked as ours.
+fn ours(family: AddressFamily) -> io::Result<Vec<RouteMessage>> {
+    let mut all = RouteMessage::default();
+    all.header.address_family = family;
+    let answers = match request(RouteNetlinkMessage::GetRoute(all), NLM_F_DUMP) {
+        // Without IPv6 in the kernel.
+        Err(error) if is(&error, &[libc::EOPNOTSUPP, libc::EAFNOSUPPORT]) => Vec::new(),
+        answers => answers?,
     };
-    CaptureError::kernel(
-        call,
-        format!("a local route in {}", netns.path().display()),
-        &cause,
-    )
+    let routes = answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewRoute(route) if route.header.protocol == PROTOCOL => Some(route),
+        _ => None,
+    });
+    Ok(routes.collect())
+}
+
+/// Sends one message to the kernel and reads until it has been answered for good.
+fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut packet = NetlinkMessage::from(message);
+    packet.header.flags = NLM_F_REQUEST | flags;
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+
+    let mut answers = Vec::new();
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(io::Error::other)?;
+            // Messages lie at multiples of four bytes (NLMSG_ALIGN).
+            let length = (answer.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length.max(4)..).unwrap_or_default();
+            match answer.payload {
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
+                NetlinkPayload::InnerMessage(message) => answers.push(message),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs `f` inside the namespace: a netlink socket belongs to the one that it was made in.
+fn in_netns(
+    netns: &Netns,
+    call: &'static str,
+    f: impl FnOnce() -> io::Result<()> + Send,
+) -> Result<(), CaptureError> {
+    let result = netns.run(f).and_then(|result| result);
+    result.map_err(|error| CaptureError::kernel(call, netns.path().display(), &error))
+}
+
+fn has_ipv6() -> bool {
+    std::net::TcpListener::bind("[::1]:0").is_ok()
+}
+
+fn is(error: &io::Error, errnos: &[i32]) -> bool {
+    error
+        .raw_os_error()
+        .is_some_and(|errno| errnos.contains(&errno))
 }
