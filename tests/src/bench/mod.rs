@@ -20,7 +20,6 @@ mod report;
 mod samples;
 mod stage;
 
-use apps::App;
 use figure::Group;
 use load::Load;
 use quiet::Quiet;
