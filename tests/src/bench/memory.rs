@@ -97,18 +97,21 @@ fn held(
         .with(figures[2], each(kernel_before, kernel_now)))
 }
 
-/// Bytes in slabs (socket structures, of client and server too) and in TCP's buffers, of the whole machine.
+/// What a TCP connection consists of in the kernel; the whole machine's slab memory would count what others do meanwhile.
+const SLABS: [&str; 7] = [
+    "TCP",
+    "TCPv6",
+    "sock_inode_cache",
+    "filp",
+    "eventpoll_epi",
+    "skbuff_head_cache",
+    "skbuff_small_head",
+];
+
+/// Bytes in sockets, those of client and server too, and in TCP's buffers.
 fn kernel() -> Result<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let slab = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("Slab:"))
-        .context("odd /proc/meminfo")?;
-    let slab: u64 = slab
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .context("odd /proc/meminfo")?;
+    let slabs = fs::read_to_string("/proc/slabinfo").context("cannot read /proc/slabinfo")?;
+    let sockets: u64 = slabs.lines().filter_map(in_use).sum();
     let sockstat =
         fs::read_to_string("/proc/net/sockstat").context("cannot read /proc/net/sockstat")?;
     let tcp = sockstat
@@ -116,11 +119,42 @@ fn kernel() -> Result<u64> {
         .find(|line| line.starts_with("TCP:"))
         .context("odd /proc/net/sockstat")?;
     // The last word is the memory of all namespaces, in pages.
-    let pages: u64 = tcp
-        .rsplit(' ')
-        .next()
-        .unwrap_or_default()
-        .parse()
-        .context("odd /proc/net/sockstat")?;
-    Ok(slab * 1024 + pages * 4096)
+    let pages = tcp.rsplit(' ').next().unwrap_or_default();
+    let pages: u64 = pages.parse().context("odd /proc/net/sockstat")?;
+    Ok(sockets + pages * 4096)
+}
+
+/// Bytes of one line of slabinfo(5), if it is one of [`SLABS`]: name, objects in use, all objects, size of one.
+fn in_use(line: &str) -> Option<u64> {
+    let mut fields = line.split_ascii_whitespace();
+    SLABS.contains(&fields.next()?).then_some(())?;
+    let (active, _all) = (fields.next()?, fields.next()?);
+    Some(active.parse::<u64>().ok()? * fields.next()?.parse::<u64>().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_the_slabs_of_sockets_only() {
+        for (line, want) in [
+            (
+                "TCP                 80    130   2368   13    8 : tunables",
+                Some(80 * 2368),
+            ),
+            (
+                "TCPv6                0      0   2496   13    8 : tunables",
+                Some(0),
+            ),
+            (
+                "dentry          100000 100000    192   21    1 : tunables",
+                None,
+            ),
+            ("# name            <active_objs> <num_objs> <objsize>", None),
+            ("slabinfo - version: 2.1", None),
+        ] {
+            assert_eq!(in_use(line), want, "{line}");
+        }
+    }
 }
