@@ -4,4 +4,5 @@ mod fixture;
 mod lifecycle;
 mod proxy_side;
 mod redirected;
+mod told;
 mod untouched;
