@@ -29,19 +29,17 @@ pub fn stale() -> Vec<String> {
     found
 }
 
-/// BPF programs with our names that nothing accounts for. While any testbed or daemon lives, they may be its own: none then.
+/// BPF programs with our names that nothing accounts for. While any testbed, daemon or pin of one is there, they may belong
+/// to it: none then.
 pub fn orphan_programs() -> Vec<String> {
+    let accounted = || ids().iter().any(RunId::is_alive) || a_daemon_runs() || pins_exist();
     let mut found = Vec::new();
     // The kernel frees programs a moment after their last link is gone.
     let _ = wait_until(Duration::from_secs(10), || {
         found = programs();
-        found.is_empty() || ids().iter().any(RunId::is_alive) || a_daemon_runs()
+        found.is_empty() || accounted()
     });
-    if ids().iter().any(RunId::is_alive) || a_daemon_runs() {
-        Vec::new()
-    } else {
-        found
-    }
+    if accounted() { Vec::new() } else { found }
 }
 
 fn programs() -> Vec<String> {
@@ -64,6 +62,15 @@ fn a_daemon_runs() -> bool {
     entries
         .map(|entry| entry.path().join("comm"))
         .any(|comm| fs::read_to_string(comm).is_ok_and(|c| c == "redirect\n"))
+}
+
+/// Whether any bpffs holds the folder in which a daemon pins.
+fn pins_exist() -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo is readable");
+    let bpffs = table.lines().filter(|line| line.contains(" - bpf "));
+    bpffs
+        .filter_map(|line| line.split(' ').nth(4))
+        .any(|point| PathBuf::from(point).join("redirect").exists())
 }
 
 /// Removes everything of dead makers; returns what could not be removed.

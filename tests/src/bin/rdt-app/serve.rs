@@ -25,7 +25,7 @@ pub struct Args {
     /// Listen on each port FROM-TO of this address: `IP,FROM-TO`.
     #[arg(long)]
     range: Option<Range>,
-    /// echo | greet | count | send:BYTES | source | sink | hold | reset |
+    /// echo | greet | count | send:BYTES | source | sink | hold | reset | reset-at-end |
     /// original-destination
     #[arg(long, default_value = "echo")]
     mode: Mode,
@@ -55,6 +55,8 @@ enum Mode {
     Hold,
     /// Reset the connection when the first byte has come.
     Reset,
+    /// Read to the end, then reset the connection.
+    ResetAtEnd,
     /// Say what `SO_ORIGINAL_DST` answers, as any transparent proxy asks it.
     OriginalDestination,
 }
@@ -178,6 +180,11 @@ async fn treat(
             // Errors and hang-ups only: unread data must stay where it is.
             stream.ready(tokio::io::Interest::ERROR).await?;
         }
+        Mode::ResetAtEnd => {
+            drain(&mut stream, bytes).await?;
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+            return Ok(());
+        }
         Mode::OriginalDestination => {
             let socket = SockRef::from(&stream);
             let v4 = peer.is_ipv4();
@@ -247,6 +254,7 @@ impl FromStr for Mode {
                 "sink" => Self::Sink,
                 "hold" => Self::Hold,
                 "reset" => Self::Reset,
+                "reset-at-end" => Self::ResetAtEnd,
                 "original-destination" => Self::OriginalDestination,
                 other => return Err(format!("unknown mode {other}")),
             },
