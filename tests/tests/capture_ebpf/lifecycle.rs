@@ -79,6 +79,36 @@ fn two_programs_on_one_connect_agree() {
     }
 }
 
+/// What a daemon leaves that is killed while it attaches.
+#[test]
+fn half_made_links_go() {
+    let mut fixture = Fixture::new();
+    let whole = place(&fixture);
+    let name = whole.file_name().expect("a name").to_string_lossy();
+    let half = whole.with_file_name(format!("new-{name}"));
+    fs::create_dir(&half).expect("make a folder");
+    fs::rename(whole.join("connect4"), half.join("connect4")).expect("move a link");
+    assert_eq!(fixture.apply(), Applied::Attached);
+    assert!(!half.exists());
+    let (answer, _) = fixture.connect(nowhere(), &[]);
+    assert_eq!(answer.original, Some(nowhere()));
+}
+
+#[test]
+fn a_pod_without_ipv6() {
+    let mut fixture = Fixture::new();
+    let uid = fixture.uid();
+    fixture.capture().clean(&uid).expect("clean");
+    for interface in ["all", "lo", "eth0"] {
+        fixture
+            .client
+            .sysctl(&format!("net.ipv6.conf.{interface}.disable_ipv6"), "1");
+    }
+    assert_eq!(fixture.apply(), Applied::Attached);
+    assert_eq!(fixture.connect(nowhere(), &[]).0.original, Some(nowhere()));
+    fixture.capture().clean(&uid).expect("clean again");
+}
+
 #[test]
 fn a_cgroup_that_was_made_anew_is_captured_anew() {
     let mut fixture = Fixture::new();
