@@ -117,6 +117,15 @@ fn tcp_fast_open() {
     assert_eq!((active, passive), (2, 2), "Fast Open was not used");
 }
 
+/// The hook runs on the subflow, where the app's `getpeername` does not look: it shows the proxy.
+#[test]
+fn multipath_tcp() {
+    let fixture = Fixture::new();
+    let (answer, _) = fixture.connect(addr(NOWHERE4), &["--mptcp"]);
+    assert_eq!(answer.original, Some(addr(NOWHERE4)));
+    assert_eq!(answer.peer.ip(), fixture.client.ipv4());
+}
+
 #[test]
 fn syn_cookies() {
     let fixture = Fixture::new();
