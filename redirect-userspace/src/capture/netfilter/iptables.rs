@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf};
 use super::{
     NetfilterError,
     listing::{Listing, differences},
-    plan::{Family, Plan},
+    plan::{Family, Hook, Plan},
     render::iptables::{self as text, builtin, chain_name},
     tool::{self, ToolError},
 };
@@ -108,28 +108,31 @@ impl Programs {
             return Ok(false);
         };
         self.restore(&rules)?;
-        if self.variant == Variant::Nft && self.list()?.nat_is_idle() {
-            self.remove_idle_table();
+        if self.variant == Variant::Nft {
+            self.remove_idle_chains(&self.list()?);
         }
         Ok(true)
     }
 
-    /// Takes the empty chains back that iptables-nft made for our rules: while they are there, conntrack follows every
-    /// connection. A failure leaves only that.
-    fn remove_idle_table(&self) {
+    /// Takes the empty chains back that iptables-nft made for our rules, and the table when nothing is left in it: while they
+    /// are there, conntrack follows every connection. A failure leaves only that.
+    fn remove_idle_chains(&self, found: &Listing) {
         let program = self.save.to_string_lossy().replace("-save", "");
-        for chain in ["OUTPUT", "PREROUTING", "INPUT", "POSTROUTING"] {
-            let _ = tool::run(program.as_ref(), &["-t", "nat", "-X", chain], "");
-        }
-        if let Some(nft) = tool::find("nft") {
-            let family = match program.contains("ip6tables") {
-                true => "ip6",
-                false => "ip",
-            };
-            let list = tool::run(&nft, &["list", "table", family, "nat"], "");
-            if list.is_ok_and(|table| !table.contains("chain ")) {
-                let _ = tool::run(&nft, &["delete", "table", family, "nat"], "");
+        for chain in [Hook::Output, Hook::Prerouting].map(builtin) {
+            if found.is_idle(chain) {
+                let _ = tool::run(program.as_ref(), &["-t", "nat", "-X", chain], "");
             }
+        }
+        let Some(nft) = tool::find("nft") else {
+            return;
+        };
+        let family = match program.contains("ip6tables") {
+            true => "ip6",
+            false => "ip",
+        };
+        let table = tool::run(&nft, &["list", "table", family, "nat"], "");
+        if table.is_ok_and(|table| table.lines().count() == 2) {
+            let _ = tool::run(&nft, &["delete", "table", family, "nat"], "");
         }
     }
 

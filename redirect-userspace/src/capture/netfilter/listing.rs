@@ -43,9 +43,9 @@ impl Listing {
                 let (name, rest) = chain.split_once(' ').unwrap_or((chain, ""));
                 let policy = rest.split(' ').next().unwrap_or_default();
                 listing.chain(&table, name).policy = policy.to_owned();
-            } else if let Some((name, spec)) =
-                line.strip_prefix("-A ").and_then(|r| r.split_once(' '))
-            {
+            } else if let Some(rule) = line.strip_prefix("-A ") {
+                // A rule of nft's own can be one of which iptables has nothing to say but its chain.
+                let (name, spec) = rule.split_once(' ').unwrap_or((rule, ""));
                 listing.chain(&table, name).rules.push(spec.to_owned());
             } else if line.starts_with("# Table") && line.contains("incompatible") {
                 let name = line.split(['`', '\'']).nth(1).unwrap_or(line);
@@ -110,12 +110,12 @@ impl Listing {
             })
     }
 
-    /// Whether the table `nat` does nothing.
-    pub fn nat_is_idle(&self) -> bool {
-        !self.incompatible.iter().any(|table| table == "nat")
-            && self
-                .nat()
-                .all(|(_, chain)| chain.policy == "ACCEPT" && chain.rules.is_empty())
+    /// Whether a chain of the kernel does nothing.
+    pub fn is_idle(&self, chain: &str) -> bool {
+        self.incompatible.is_empty()
+            && self.nat().any(|(name, found)| {
+                name == chain && found.policy == "ACCEPT" && found.rules.is_empty()
+            })
     }
 }
 
@@ -184,6 +184,9 @@ mod tests {
         assert_eq!(jumps[0].delete(), "-D OUTPUT -p tcp -j OURS");
         assert_eq!(listing.foreign_rules("OUTPUT", &jumps), 1);
         assert_eq!(listing.foreign_rules("PREROUTING", &jumps), 0);
+        let unsayable = Listing::parse("*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT\nCOMMIT");
+        assert_eq!(unsayable.foreign_rules("OUTPUT", &[]), 1);
+        assert!(!unsayable.is_idle("OUTPUT") && !listing.is_idle("OUTPUT"));
     }
 
     #[test]
@@ -202,6 +205,10 @@ mod tests {
                 true,
             ),
             ("# Table `nat' is incompatible, use 'nft' tool.", true),
+            (
+                "# Table `nat' contains incompatible base-chains, use 'nft' tool to list them.",
+                true,
+            ),
         ];
         for (save, foreign) in cases {
             assert_eq!(
