@@ -90,7 +90,7 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
         config.capture.backend,
         Backend::Iptables | Backend::Nftables
     ) {
-        remove_programs(&config.capture.bpffs);
+        remove_programs(&config.capture.bpffs, failed);
     }
     metrics.pods.set(pods.len() as i64);
     metrics.pods_failed.set(failed as i64);
@@ -123,9 +123,16 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes what an earlier daemon with the eBPF backend pinned, once the pods are captured by other means: its programs would
+/// Removes what an earlier daemon with the eBPF backend pinned, once all pods are captured by other means: its programs would
 /// go on to steer connections to us, and could not tell us where to.
-fn remove_programs(bpffs: &Path) {
+fn remove_programs(bpffs: &Path, failed: usize) {
+    if failed > 0 {
+        tracing::warn!(
+            failed,
+            "programs of an earlier daemon, if any, stay: without them the pods that could not be captured would speak in plaintext; repair these pods and start again"
+        );
+        return;
+    }
     match capture::uninstall(bpffs) {
         Ok(0) => {}
         Ok(pins) => tracing::info!(pins, "removed the programs of an earlier daemon"),

@@ -186,7 +186,7 @@ impl Pods {
             return Ok(());
         }
         for backend in &earlier {
-            capture::clean_netns(netns, backend)?;
+            capture::clean_netns_after(netns, backend, self.capture.name())?;
         }
         let path = record::path(&self.records, &pod.uid);
         let record = Record {

@@ -77,11 +77,25 @@ pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
 
 /// Takes back what captures of a backend leave in a pod's network namespace, for a namespace whose pod nobody remembers.
 pub fn clean_netns(netns: &Netns, backend: &str) -> Result<(), CaptureError> {
-    let is = |candidate: Backend| backend == candidate.name();
-    if is(Backend::Iptables) || is(Backend::Nftables) {
-        return netfilter::clean(netns).map(drop);
+    match is_by_rules(backend) {
+        true => netfilter::clean(netns).map(drop),
+        false => ebpf::clean_netns(netns),
     }
-    ebpf::clean_netns(netns)
+}
+
+/// The same where the backend `now` has captured the pod since then, and nothing of that may go.
+pub fn clean_netns_after(netns: &Netns, backend: &str, now: &str) -> Result<(), CaptureError> {
+    // Each of these has replaced the rules of the other when it applied its own.
+    if is_by_rules(backend) && is_by_rules(now) {
+        return Ok(());
+    }
+    clean_netns(netns, backend)
+}
+
+fn is_by_rules(backend: &str) -> bool {
+    [Backend::Iptables, Backend::Nftables]
+        .iter()
+        .any(|by_rules| by_rules.name() == backend)
 }
 
 /// What `apply` did.
