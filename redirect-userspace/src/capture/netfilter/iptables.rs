@@ -216,7 +216,8 @@ mod tests {
     #[test]
     fn the_variant_in_use_is_preferred() {
         use Variant::{Legacy, Nft};
-        let cases: [(&[(Variant, bool)], &[Variant]); 6] = [
+        type Case<'a> = (&'a [(Variant, bool)], &'a [Variant]);
+        let cases: [Case<'_>; 6] = [
             (&[], &[]),
             (&[(Legacy, false)], &[Legacy]),
             (&[(Nft, false), (Legacy, false)], &[Nft, Legacy]),
