@@ -2,6 +2,7 @@
 
 mod instance;
 mod pods;
+mod record;
 
 use std::{path::Path, sync::Arc};
 
@@ -27,11 +28,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let _instance = Instance::claim(&config.state_dir)?;
     // Before any thread exists: threads started earlier would stay in the old cgroup.
     let cgroup = match config.capture.backend {
-        Backend::Ebpf => Some(
+        Backend::None => None,
+        Backend::Ebpf | Backend::Iptables | Backend::Nftables => Some(
             cgroup::own(config.capture.cgroup.as_deref())
                 .context("find a cgroup of the daemon's own")?,
         ),
-        Backend::None => None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -85,6 +86,12 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     let mut pods = Pods::new(shared, capture, &config.state_dir);
     pods.remove_stale(&config.pods);
     let failed = pods.add_all(config.pods, &workers).await;
+    if matches!(
+        config.capture.backend,
+        Backend::Iptables | Backend::Nftables
+    ) {
+        remove_programs(&config.capture.bpffs, failed);
+    }
     metrics.pods.set(pods.len() as i64);
     metrics.pods_failed.set(failed as i64);
     readiness.set(true);
@@ -116,11 +123,28 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Removes what an earlier daemon with the eBPF backend pinned, once all pods are captured by other means: its programs would
+/// go on to steer connections to us, and could not tell us where to.
+fn remove_programs(bpffs: &Path, failed: usize) {
+    if failed > 0 {
+        tracing::warn!(
+            failed,
+            "programs of an earlier daemon, if any, stay: without them the pods that could not be captured would speak in plaintext; repair these pods and start again"
+        );
+        return;
+    }
+    match capture::uninstall(bpffs) {
+        Ok(0) => {}
+        Ok(pins) => tracing::info!(pins, "removed the programs of an earlier daemon"),
+        Err(error) => tracing::error!(%error, "cannot remove the programs of an earlier daemon"),
+    }
+}
+
 /// Lets go of everything that a daemon with these directories left on the node, whether it runs or not.
 pub fn uninstall(bpffs: &Path, state_dir: &Path) -> anyhow::Result<usize> {
     let _instance = Instance::claim(state_dir).context("stop the daemon first")?;
     let capture = capture::uninstall(bpffs).context("remove the pinned programs and maps");
-    let pods = pods::clean_recorded(state_dir).context("remove the routes in the pods' namespaces");
+    let pods = pods::clean_recorded(state_dir).context("clean up in the pods' namespaces");
     drop(_instance);
     let instance = instance::remove(state_dir).context("remove the state directory");
     let removed = capture?;

@@ -1,12 +1,13 @@
 //! The pods of this daemon: adding one is all or nothing, and one pod's failure is its own.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use super::record::{self, Record};
 use crate::{
     capture::{self, Applied, Capture, CaptureError},
     identity::IdentityError,
@@ -48,7 +49,7 @@ impl Pods {
         Self {
             shared,
             capture,
-            records: records(state_dir),
+            records: record::folder(state_dir),
             captured: HashMap::new(),
         }
     }
@@ -64,13 +65,15 @@ impl Pods {
     /// Lets go of pods that an earlier daemon captured and that are not wanted any more.
     pub fn remove_stale(&mut self, wanted: &[Pod]) {
         let wanted: HashSet<&PodUid> = wanted.iter().map(|pod| &pod.uid).collect();
-        let found = match self.capture.inspect() {
-            Ok(found) => found,
-            Err(error) => {
-                tracing::warn!(%error, "cannot see what an earlier daemon left");
-                return;
-            }
-        };
+        let mut found = HashSet::new();
+        match self.capture.inspect() {
+            Ok(captured) => found.extend(captured),
+            Err(error) => tracing::warn!(%error, "cannot see what an earlier daemon captured"),
+        }
+        match record::uids(&self.records) {
+            Ok(recorded) => found.extend(recorded),
+            Err(error) => tracing::warn!(%error, "cannot see what an earlier daemon recorded"),
+        }
         for uid in found.iter().filter(|uid| !wanted.contains(uid)) {
             self.clean(uid);
         }
@@ -107,11 +110,12 @@ impl Pods {
         self.shared.identities.prepare(&pod.identity).await?;
         let listeners =
             Listeners::open(&netns).map_err(|(port, source)| PodError::Listen { port, source })?;
-        self.record(&pod)?;
+        let earlier = self.record(&pod)?;
         if pod.options.preserve_client_ip {
             client_ip::apply(&netns)?;
         }
         let applied = self.capture.apply(&pod, &netns)?;
+        self.forget_earlier(&pod, &netns, earlier)?;
         let client_ip = pod.options.preserve_client_ip;
         let context = Arc::new(PodContext::new(
             pod,
@@ -133,7 +137,7 @@ impl Pods {
 
     fn clean(&mut self, uid: &PodUid) {
         let capture = self.capture.clean(uid);
-        let record = clean_record(&record_path(&self.records, uid));
+        let record = clean_record(&record::path(&self.records, uid));
         self.captured.remove(uid);
         match (capture, record) {
             (Ok(()), Ok(())) => tracing::info!(pod = %uid, "let go"),
@@ -147,31 +151,57 @@ impl Pods {
         }
     }
 
-    /// Remembers where to clean up for a daemon, or an `uninstall`, that does not know the pod.
-    fn record(&self, pod: &Pod) -> Result<(), PodError> {
-        let path = record_path(&self.records, &pod.uid);
-        let write = || -> io::Result<()> {
-            fs::create_dir_all(&self.records)?;
-            fs::write(&path, pod.netns.as_os_str().as_encoded_bytes())
-        };
-        write().map_err(|source| PodError::Record {
+    /// Remembers where to clean up. Returns the other backends that captured this pod before.
+    fn record(&self, pod: &Pod) -> Result<BTreeSet<String>, PodError> {
+        let path = record::path(&self.records, &pod.uid);
+        let fail = |source| PodError::Record {
             path: path.clone(),
             source,
-        })
+        };
+        let mut earlier = BTreeSet::new();
+        if let Some(before) = Record::read(&path).map_err(fail)? {
+            if before.netns == pod.netns {
+                earlier = before.backends;
+            } else if let Err(error) = clean_record(&path) {
+                tracing::error!(pod = %pod.uid, %error, "cannot clean up in the pod's former namespace");
+            }
+        }
+        let mut backends = earlier.clone();
+        backends.insert(self.capture.name().to_owned());
+        let netns = pod.netns.clone();
+        let record = Record { netns, backends };
+        record.write(&path).map_err(fail)?;
+        earlier.remove(self.capture.name());
+        Ok(earlier)
     }
-}
 
-fn records(state_dir: &Path) -> PathBuf {
-    state_dir.join("pods")
-}
-
-fn record_path(records: &Path, uid: &PodUid) -> PathBuf {
-    records.join(uid.as_str().replace('%', "%25").replace('/', "%2f"))
+    /// Takes back what other backends made, now that this one's capture is in place.
+    fn forget_earlier(
+        &self,
+        pod: &Pod,
+        netns: &Netns,
+        earlier: BTreeSet<String>,
+    ) -> Result<(), PodError> {
+        if earlier.is_empty() {
+            return Ok(());
+        }
+        for backend in &earlier {
+            capture::clean_netns_after(netns, backend, self.capture.name())?;
+        }
+        let path = record::path(&self.records, &pod.uid);
+        let record = Record {
+            netns: pod.netns.clone(),
+            backends: BTreeSet::from([self.capture.name().to_owned()]),
+        };
+        record
+            .write(&path)
+            .map_err(|source| PodError::Record { path, source })
+    }
 }
 
 /// Cleans up after all pods that are on record.
 pub fn clean_recorded(state_dir: &Path) -> anyhow::Result<()> {
-    let records = records(state_dir);
+    let records = record::folder(state_dir);
     let entries = match fs::read_dir(&records) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
@@ -192,15 +222,15 @@ pub fn clean_recorded(state_dir: &Path) -> anyhow::Result<()> {
 
 /// Undoes what was done in the namespace that the record names. A pod that is gone took it along.
 fn clean_record(path: &Path) -> anyhow::Result<()> {
-    use std::os::unix::ffi::OsStringExt;
-    let netns = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        netns => PathBuf::from(std::ffi::OsString::from_vec(netns?)),
+    let Some(record) = Record::read(path)? else {
+        return Ok(());
     };
-    if let Ok(netns) = Netns::open(&netns) {
-        let route = capture::clean_netns(&netns);
+    if let Ok(netns) = Netns::open(&record.netns) {
+        let cleaned = record.backends.iter();
+        let cleaned = cleaned.map(|backend| capture::clean_netns(&netns, backend));
+        let cleaned: Vec<_> = cleaned.collect();
         client_ip::clean(&netns)?;
-        route?;
+        cleaned.into_iter().collect::<Result<(), _>>()?;
     }
     fs::remove_file(path)?;
     Ok(())

@@ -1,4 +1,4 @@
-//! Capture: how a pod's connections come to the proxy. Backends: [`ebpf`], [`none`].
+//! Capture: how a pod's connections come to the proxy. Backends: [`ebpf`], [`netfilter`], [`none`].
 
 use std::{error::Error, path::Path, sync::Arc};
 
@@ -10,6 +10,7 @@ use crate::{
 };
 
 pub mod ebpf;
+pub mod netfilter;
 pub mod none;
 
 /// Brings a pod's connections to the proxy's listeners, and lets go of them again.
@@ -56,10 +57,15 @@ pub fn open(
     config: &CaptureConfig,
     cgroup: Option<&Path>,
 ) -> Result<Box<dyn Capture>, CaptureError> {
-    match (config.backend, cgroup) {
-        (Backend::Ebpf, Some(cgroup)) => Ok(Box::new(ebpf::EbpfCapture::load(config, cgroup)?)),
-        (Backend::Ebpf, None) => Err(CaptureError::NoCgroup),
-        (Backend::None, _) => Ok(Box::new(none::NoCapture::default())),
+    let own = || cgroup.ok_or(CaptureError::NoCgroup);
+    let by_rules = |tool| -> Result<Box<dyn Capture>, CaptureError> {
+        Ok(Box::new(netfilter::NetfilterCapture::new(tool, own()?)?))
+    };
+    match config.backend {
+        Backend::Ebpf => Ok(Box::new(ebpf::EbpfCapture::load(config, own()?)?)),
+        Backend::Iptables => by_rules(netfilter::Tool::Iptables),
+        Backend::Nftables => by_rules(netfilter::Tool::Nftables),
+        Backend::None => Ok(Box::new(none::NoCapture::default())),
     }
 }
 
@@ -69,9 +75,27 @@ pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
     ebpf::uninstall(bpffs)
 }
 
-/// Takes back what captures leave in a pod's network namespace, for a namespace whose pod nobody remembers.
-pub fn clean_netns(netns: &Netns) -> Result<(), CaptureError> {
-    ebpf::clean_netns(netns)
+/// Takes back what captures of a backend leave in a pod's network namespace, for a namespace whose pod nobody remembers.
+pub fn clean_netns(netns: &Netns, backend: &str) -> Result<(), CaptureError> {
+    match is_by_rules(backend) {
+        true => netfilter::clean(netns).map(drop),
+        false => ebpf::clean_netns(netns),
+    }
+}
+
+/// The same where the backend `now` has captured the pod since then, and nothing of that may go.
+pub fn clean_netns_after(netns: &Netns, backend: &str, now: &str) -> Result<(), CaptureError> {
+    // Each of these has replaced the rules of the other when it applied its own.
+    if is_by_rules(backend) && is_by_rules(now) {
+        return Ok(());
+    }
+    clean_netns(netns, backend)
+}
+
+fn is_by_rules(backend: &str) -> bool {
+    [Backend::Iptables, Backend::Nftables]
+        .iter()
+        .any(|by_rules| by_rules.name() == backend)
 }
 
 /// What `apply` did.
@@ -90,10 +114,12 @@ pub enum CaptureError {
          capture.backend: none"
     )]
     NotInBuild,
-    #[error("eBPF capture needs a cgroup of the daemon's own")]
+    #[error("capture needs a cgroup of the daemon's own")]
     NoCgroup,
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Netfilter(#[from] netfilter::NetfilterError),
     /// `cause` is the whole chain of causes as text, since aya's errors show theirs only in part.
     #[error("{call} {object}: {cause}{hint}")]
     Kernel {

@@ -40,7 +40,7 @@ impl Capture for NoCapture {
 }
 
 /// Knows nothing: the next resolver of the chain is asked.
-struct NoResolver;
+pub(super) struct NoResolver;
 
 impl OrigDstResolver for NoResolver {
     fn resolve(&self, _: BorrowedFd<'_>) -> io::Result<Option<OrigDst>> {

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 
 use super::run::RunFlags;
 use crate::{
-    config::{Backend, Config, Flags, Host, IdentityConfig},
+    config::{Config, Flags, Host, IdentityConfig},
     workload::{Defaults, Workloads},
 };
 
@@ -104,10 +104,7 @@ fn summarise(
     row("node", config.node.clone())?;
     row("trust domain", config.trust_domain.clone())?;
     row("workers", config.workers.to_string())?;
-    let backend = match config.capture.backend {
-        Backend::Ebpf => "ebpf",
-        Backend::None => "none",
-    };
+    let backend = config.capture.backend.name();
     row(
         "capture",
         format!("{backend}, bpffs at {}", config.capture.bpffs.display()),

@@ -2,6 +2,7 @@
 
 mod ca;
 mod config;
+mod rules;
 mod run;
 mod uninstall;
 
@@ -35,6 +36,8 @@ enum Command {
     Config(config::ConfigCommand),
     #[command(subcommand)]
     Ca(ca::CaCommand),
+    #[command(subcommand)]
+    Rules(rules::RulesCommand),
     Uninstall(uninstall::Uninstall),
     /// Print the version
     Version,
@@ -58,6 +61,7 @@ fn execute(command: Command, host: &Host, out: &mut dyn Write) -> anyhow::Result
         Command::Run(run) => run.execute(host),
         Command::Config(command) => command.execute(host, out),
         Command::Ca(command) => command.execute(out),
+        Command::Rules(command) => command.execute(out),
         Command::Uninstall(uninstall) => uninstall.execute(out),
         Command::Version => {
             writeln!(out, "redirect {}", env!("CARGO_PKG_VERSION"))?;

@@ -49,6 +49,11 @@ fn help() {
         "ca",
         "ca init",
         "ca issue",
+        "rules",
+        "rules print",
+        "rules apply",
+        "rules verify",
+        "rules clean",
         "uninstall",
     ];
     let all: String = commands
@@ -76,6 +81,10 @@ fn wrong_usage_has_status_2() {
         "ca issue DIR --out DIR",
         "ca issue DIR --identity a/b --out DIR --ttl 0s",
         "uninstall all",
+        "rules apply",
+        "rules print --exempt-mark --exempt-uid 1",
+        "rules print --exclude-outbound-ports 0x1",
+        "rules print --exclude-outbound-cidrs 10.0.0.0/33",
     ] {
         assert!(
             here(arguments).ends_with("exit status 2\n"),
@@ -205,6 +214,22 @@ fn version() {
         format!("redirect {}\nexit status 0\n", env!("CARGO_PKG_VERSION"))
     );
     assert_eq!(here("--version"), here("version"));
+}
+
+#[test]
+fn rules_print() {
+    let printed = [
+        "--mode dedicated",
+        "--mode dedicated --backend nftables --family ipv6",
+        "--exempt-mark --capture-inbound --exclude-outbound-ports 22,25 --exclude-outbound-cidrs 10.9.0.0/16,fd00::/8",
+        "",
+        "--exempt-cgroup /proc",
+    ]
+    .map(|flags| {
+        let command = format!("rules print {flags}");
+        format!("$ redirect {command}\n{}\n", here(&command))
+    });
+    assert_snapshot!(printed.concat());
 }
 
 #[test]

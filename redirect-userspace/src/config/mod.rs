@@ -107,7 +107,22 @@ pub enum ConfigError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     Ebpf,
+    Iptables,
+    Nftables,
     None,
+}
+
+impl Backend {
+    pub const ALL: [Self; 4] = [Self::Ebpf, Self::Iptables, Self::Nftables, Self::None];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+            Self::None => "none",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -134,7 +134,7 @@ impl Reader<'_> {
     }
 
     fn capture(&self, f: &mut Fields<'_>) -> Option<CaptureConfig> {
-        let backends = [("ebpf", Backend::Ebpf), ("none", Backend::None)];
+        let backends = Backend::ALL.map(|backend| (backend.name(), backend));
         let backend = f
             .optional("backend")
             .map_or(Some(Backend::Ebpf), |node| node.choice(&backends));

@@ -347,7 +347,7 @@ node: 7
 trustDomain: Cluster.local
 worker: 2
 workers: 0
-capture: {backend: iptables, events: maybe}
+capture: {backend: ipfw, events: maybe}
 proxy: {hold: 5, drain: 5 parsecs, connectTimeout: 0s}
 hbone: {streamWindow: 2MB, maxStreamsPerTunnel: 0}
 admin: {metrics: here}
@@ -370,7 +370,7 @@ pods:
         "trustDomain: \"Cluster.local\" cannot be a trust domain: lower-case letters, digits, `.`, `-` and `_`, at most 255",
         "workers: 0 is not between 1 and 1024",
         "workloads: is missing",
-        "capture.backend: \"iptables\" is not one of ebpf, none",
+        "capture.backend: \"ipfw\" is not one of ebpf, iptables, nftables, none",
         "capture.events: expected true or false, found \"maybe\"",
         "proxy.hold: expected text, found the number 5 (put it in quotes)",
         "proxy.connectTimeout: must be more than nothing",

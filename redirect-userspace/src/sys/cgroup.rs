@@ -154,6 +154,34 @@ fn directory(mountinfo: &str, path: &str) -> Option<PathBuf> {
     })
 }
 
+/// The cgroup whose directory is `path`, as the kernel calls it: from the root of the hierarchy, or of this process's cgroup
+/// namespace.
+pub fn in_hierarchy(path: &Path) -> Result<String, CgroupError> {
+    let read = fs::read_to_string("/proc/self/mountinfo");
+    let mounts = read.map_err(|source| CgroupError::Io {
+        what: "read",
+        path: "/proc/self/mountinfo".into(),
+        source,
+    })?;
+    kernel_name(&mounts, path).ok_or(CgroupError::NotMounted)
+}
+
+/// The reverse of [`directory`].
+fn kernel_name(mountinfo: &str, path: &Path) -> Option<String> {
+    let mounts = mountinfo.lines().filter_map(|line| {
+        let (mount, source) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, point) = (fields.next()?, unescape(fields.next()?));
+        let is_cgroup2 = source.split(' ').next() == Some("cgroup2");
+        // A part that is outside of this process's cgroup namespace has no name here.
+        let is_named = !root.starts_with("/..");
+        let below = path.strip_prefix(&point).ok()?;
+        (is_cgroup2 && is_named).then(|| (point.len(), Path::new(&unescape(root)).join(below)))
+    });
+    let (_, name) = mounts.max_by_key(|(length, _)| *length)?;
+    Some(name.to_string_lossy().into_owned())
+}
+
 /// Mountinfo writes blanks, tabs, newlines and backslashes as three octal digits.
 fn unescape(field: &str) -> String {
     let mut text = field.to_owned();
@@ -211,6 +239,23 @@ mod tests {
                 expected.map(PathBuf::from),
                 "{path}"
             );
+        }
+    }
+
+    #[test]
+    fn the_kernels_name_of_a_directory() {
+        let hybrid = "30 25 0:26 / /sys/fs/cgroup ro - tmpfs cgroup ro\n\
+            41 30 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
+        let part = "30 25 0:27 /kubepods/pod1 /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
+        let outside = "30 25 0:27 /../other /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
+        for (mounts, path, expected) in [
+            (hybrid, "/sys/fs/cgroup/unified/a/b", Some("/a/b")),
+            (hybrid, "/sys/fs/cgroup/a", None),
+            (part, "/sys/fs/cgroup/c", Some("/kubepods/pod1/c")),
+            (outside, "/sys/fs/cgroup/c", None),
+        ] {
+            let name = kernel_name(mounts, Path::new(path));
+            assert_eq!(name.as_deref(), expected, "{path}");
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 /// An open network namespace. Clones share the file.
 #[derive(Clone, Debug)]
@@ -78,4 +78,19 @@ impl Netns {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
+}
+
+/// Runs `f` on a thread of its own in a new namespace, which ends with it.
+pub fn in_new<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("netns".into())
+            .spawn_scoped(scope, || {
+                unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+                Ok(f())
+            })?;
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

@@ -20,6 +20,9 @@ struct Rule {
 /// Decide from their arguments alone, so that tests are tables and the kernel side can share them.
 const PURE: &[&str] = &[
     "redirect-common/src/",
+    "redirect-userspace/src/capture/netfilter/listing.rs",
+    "redirect-userspace/src/capture/netfilter/plan.rs",
+    "redirect-userspace/src/capture/netfilter/render/",
     "redirect-userspace/src/pod/mod.rs",
     "redirect-userspace/src/policy/",
     "redirect-userspace/src/proxy/authority.rs",

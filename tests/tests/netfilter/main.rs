@@ -1,0 +1,5 @@
+//! The netfilter backends, with the real programs: rules on the command line, and capture by the daemon.
+
+mod capture;
+mod rules;
+mod state;
