@@ -84,6 +84,7 @@ impl Pods {
         let mut failed = 0;
         for pod in pods {
             let uid = pod.uid.clone();
+            let recorded = record::path(&self.records, &uid).exists();
             match self.add(pod, workers).await {
                 Ok(Applied::Attached) => tracing::info!(pod = %uid, "captured"),
                 Ok(Applied::Adopted) => {
@@ -92,6 +93,10 @@ impl Pods {
                 Err(error) => {
                     failed += 1;
                     tracing::error!(pod = %uid, %error, "cannot capture pod");
+                    // What an earlier daemon captured stays captured: its connections are refused, not let through.
+                    if !recorded {
+                        self.undo(&uid);
+                    }
                 }
             }
         }
@@ -126,6 +131,13 @@ impl Pods {
         workers.add(context.clone(), &listeners)?;
         self.captured.insert(context.pod.uid.clone(), context);
         Ok(applied)
+    }
+
+    /// Takes back what was prepared for a pod that could not be captured.
+    fn undo(&self, uid: &PodUid) {
+        if let Err(error) = clean_record(&record::path(&self.records, uid)) {
+            tracing::error!(pod = %uid, %error, "cannot take back what was prepared in the pod's namespace");
+        }
     }
 
     /// Lets go of all pods; what fails is reported and the rest goes on.
