@@ -114,6 +114,28 @@ fn a_reset_after_the_servers_end_is_a_reset() {
 }
 
 #[test]
+fn a_reset_by_a_client_that_has_finished_is_a_reset() {
+    let (mesh, servers) = both_ways("wait-at-end");
+    for (pod, server) in &servers {
+        for dst in addresses(pod) {
+            let steps = [
+                "connect",
+                &dst.to_string(),
+                "send:x",
+                "shutdown",
+                "wait",
+                "reset",
+            ];
+            let mut app = mesh.client.app(steps);
+            server.event("ended");
+            app.write("\n");
+            // What the kernel says of a reset after the peer's end of data.
+            assert_eq!(server.event("closed").str("how"), "EPIPE", "{dst}");
+        }
+    }
+}
+
+#[test]
 fn a_refusal_is_a_reset_and_never_a_clean_end() {
     let mesh = Mesh::start();
     for dst in [

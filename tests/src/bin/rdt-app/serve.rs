@@ -25,7 +25,7 @@ pub struct Args {
     /// Listen on each port FROM-TO of this address: `IP,FROM-TO`.
     #[arg(long)]
     range: Option<Range>,
-    /// echo | greet | count | send:BYTES | source | sink | hold | reset | reset-at-end |
+    /// echo | greet | count | send:BYTES | source | sink | hold | reset | reset-at-end | wait-at-end |
     /// original-destination
     #[arg(long, default_value = "echo")]
     mode: Mode,
@@ -57,6 +57,8 @@ enum Mode {
     Reset,
     /// Read to the end, then reset the connection.
     ResetAtEnd,
+    /// Read to the end, then wait for the peer to break the connection.
+    WaitAtEnd,
     /// Say what `SO_ORIGINAL_DST` answers, as any transparent proxy asks it.
     OriginalDestination,
 }
@@ -185,6 +187,12 @@ async fn treat(
             SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
             return Ok(());
         }
+        Mode::WaitAtEnd => {
+            drain(&mut stream, bytes).await?;
+            emit("ended", json!({ "peer": peer.to_string() }));
+            stream.ready(tokio::io::Interest::ERROR).await?;
+            return stream.take_error()?.map_or(Ok(()), Err);
+        }
         Mode::OriginalDestination => {
             let socket = SockRef::from(&stream);
             let v4 = peer.is_ipv4();
@@ -255,6 +263,7 @@ impl FromStr for Mode {
                 "hold" => Self::Hold,
                 "reset" => Self::Reset,
                 "reset-at-end" => Self::ResetAtEnd,
+                "wait-at-end" => Self::WaitAtEnd,
                 "original-destination" => Self::OriginalDestination,
                 other => return Err(format!("unknown mode {other}")),
             },
