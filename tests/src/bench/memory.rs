@@ -62,7 +62,7 @@ fn held(
     rest: &Resident,
     count: usize,
 ) -> Result<Part> {
-    let kernel_before = kernel()?;
+    let kernel_before = settled()?;
     let mut command = stage.ends(variant).client.command(me()?);
     let address = stage.dial(variant, App::Echo).to_string();
     command.args(["helper", "hold", &address, &count.to_string()]);
@@ -122,6 +122,20 @@ fn kernel() -> Result<u64> {
     let pages = tcp.rsplit(' ').next().unwrap_or_default();
     let pages: u64 = pages.parse().context("odd /proc/net/sockstat")?;
     Ok(sockets + pages * 4096)
+}
+
+/// [`kernel`], once it does not shrink any more: sockets of the last run are freed late.
+fn settled() -> Result<u64> {
+    let mut last = kernel()?;
+    for _ in 0..20 {
+        thread::sleep(Duration::from_millis(500));
+        let now = kernel()?;
+        if now + last / 100 >= last {
+            return Ok(now);
+        }
+        last = now;
+    }
+    Ok(last)
 }
 
 /// Bytes of one line of slabinfo(5), if it is one of [`SLABS`]: name, objects in use, all objects, size of one.
