@@ -2,7 +2,7 @@
 
 use std::{
     io, mem,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use nix::libc;
@@ -42,4 +42,10 @@ pub fn getsockopt(socket: RawFd, level: i32, option: i32, len: usize) -> io::Res
     }
     buffer.truncate(length as usize);
     Ok(buffer)
+}
+
+/// Takes a descriptor that came over a socket, and that nobody else in this process knows.
+pub fn own(descriptor: RawFd) -> OwnedFd {
+    // SAFETY: the kernel made the descriptor for the message that brought it, so that it has no owner yet.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
 }

@@ -2,9 +2,12 @@
 
 use std::{
     fs,
-    io::{self, Read, Write},
+    io::{self, IoSliceMut, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsFd,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex, PoisonError},
@@ -12,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{Shutdown as How, shutdown};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown as How, recvmsg, shutdown};
 use redirect::{
     capture::{Applied, Capture, VerdictCount, ebpf::EbpfCapture},
     config::{Backend, CaptureConfig},
@@ -22,7 +25,7 @@ use redirect::{
     sys::{cgroup::Cgroup, socket},
 };
 use redirect_common::ports;
-use redirect_tests::{App, Event, Testbed, wait_until};
+use redirect_tests::{App, Event, Testbed, app_binary, wait_until};
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -249,9 +252,7 @@ struct Proxy {
 
 impl Proxy {
     fn start(pod: &redirect_tests::Pod, cgroup: &Path, resolver: Arc<dyn OrigDstResolver>) -> Self {
-        let listener = in_cgroup(cgroup, || {
-            socket::listen(pod.netns(), ports::OUTBOUND).expect("listen in the pod")
-        });
+        let listener = listener(pod, cgroup);
         listener
             .set_nonblocking(false)
             .expect("a blocking listener");
@@ -280,7 +281,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         // Wakes `accept`.
-        _ = shutdown(std::os::fd::AsRawFd::as_raw_fd(&self.listener), How::Both);
+        _ = shutdown(self.listener.as_raw_fd(), How::Both);
         _ = self.thread.take().map(JoinHandle::join);
         for stream in self
             .open
@@ -334,16 +335,35 @@ pub fn error_name(error: &io::Error) -> String {
     )
 }
 
-/// Runs `make` while this process is in `cgroup`: the sockets that it makes stay there. One at a time.
-pub fn in_cgroup<T>(cgroup: &Path, make: impl FnOnce() -> T) -> T {
-    static MOVING: Mutex<()> = Mutex::new(());
-    let _moving = MOVING.lock().unwrap_or_else(PoisonError::into_inner);
-    let pid = std::process::id().to_string();
-    let home = redirect::sys::cgroup::current().expect("find this process's cgroup");
-    fs::write(cgroup.join("cgroup.procs"), &pid).expect("enter the proxy's cgroup");
-    let made = make();
-    fs::write(home.join("cgroup.procs"), &pid).expect("go back");
-    made
+/// A listener in the pod's network namespace that belongs to `cgroup`, as the real proxy's does: made there by another
+/// process, since to move this one would move what other tests are starting, too.
+pub fn listener(pod: &redirect_tests::Pod, cgroup: &Path) -> TcpListener {
+    let (ours, theirs) = UnixStream::pair().expect("make a pair of sockets");
+    let mut command = Command::new(app_binary());
+    command.arg("enter").arg(cgroup).arg(pod.netns().path());
+    command
+        .arg(app_binary())
+        .args(["hand-over", &ports::OUTBOUND.to_string()]);
+    let output = command
+        .stdin(OwnedFd::from(theirs))
+        .output()
+        .expect("start rdt-app");
+    assert!(output.status.success(), "{output:?}");
+    let mut byte = [0];
+    let mut space = nix::cmsg_space!(RawFd);
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let message = recvmsg::<()>(
+        ours.as_raw_fd(),
+        &mut parts,
+        Some(&mut space),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    );
+    let message = message.expect("receive the listener");
+    let descriptor = message.cmsgs().expect("whole").find_map(|part| match part {
+        ControlMessageOwned::ScmRights(descriptors) => descriptors.first().copied(),
+        _ => None,
+    });
+    redirect_tests::sys::own(descriptor.expect("a descriptor")).into()
 }
 
 pub fn cgroup_id(path: &Path) -> u64 {

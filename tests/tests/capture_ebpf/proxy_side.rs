@@ -7,10 +7,10 @@ use std::{
     process::Command,
 };
 
-use redirect::{capture::Capture, sys::socket};
+use redirect::capture::Capture;
 use redirect_tests::{sys, wait_until};
 
-use crate::fixture::{Answer, Fixture, PATIENCE, error_name, in_cgroup};
+use crate::fixture::{Answer, Fixture, PATIENCE, error_name, listener};
 
 fn addr(text: &str) -> SocketAddr {
     text.parse().expect("an address")
@@ -139,9 +139,7 @@ fn getsockopt_with_any_length() {
     let mut fixture = Fixture::new();
     let resolver = fixture.capture().resolver();
     fixture.stop_listening();
-    let listener = in_cgroup(&fixture.proxy_cgroup, || {
-        socket::listen(fixture.client.netns(), 15001).expect("listen")
-    });
+    let listener = listener(&fixture.client, &fixture.proxy_cgroup);
     listener
         .set_nonblocking(false)
         .expect("a blocking listener");

@@ -3,6 +3,7 @@
 mod capture_and_panic;
 mod connect;
 mod enter;
+mod hand_over;
 mod many;
 mod ping;
 mod serve;
@@ -27,6 +28,8 @@ struct Cli {
 enum Command {
     /// Join a cgroup and a network namespace, then become another program.
     Enter(enter::Args),
+    /// Make a listener and give it away on standard input.
+    HandOver(hand_over::Args),
     /// Listen and treat each connection in one way.
     Serve(serve::Args),
     /// One connection, made and used step by step.
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
     }
     let result = match command {
         Command::Enter(args) => enter::run(args),
+        Command::HandOver(args) => hand_over::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Connect(args) => connect::run(args),
         Command::Many(args) => many::run(args),
