@@ -84,8 +84,7 @@ pub async fn hbone(
         }
         if up_done || up.held_up {
             // Nobody reads from the app now, so its reset has to be watched for.
-            let broken = broken.get_or_insert_with(|| Box::pin(tcp.ready(Interest::ERROR)));
-            if broken.as_mut().poll(cx).is_ready() {
+            if poll_broken(&mut broken, &tcp, cx).is_ready() {
                 return Poll::Ready(Err(CopyError::App(io::ErrorKind::ConnectionReset.into())));
             }
         }
@@ -246,6 +245,7 @@ pub async fn passthrough(
 ) -> Result<(), CopyError> {
     let mut up = Pipe::new(&app, &peer);
     let mut down = Pipe::new(&peer, &app);
+    let (mut app_broken, mut peer_broken): (Option<Broken<'_>>, Option<Broken<'_>>) = (None, None);
     let result = poll_fn(|cx| {
         let up_done = up
             .poll(cx, |n| traffic.from_app(n))
@@ -256,17 +256,33 @@ pub async fn passthrough(
             .map_err(|end| end.or(CopyError::Peer, CopyError::App))?
             .is_ready();
         if up_done && down_done {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Pending
+            return Poll::Ready(Ok(()));
         }
+        // Nobody reads from these now, so their reset has to be watched for.
+        if up.is_deaf() && poll_broken(&mut app_broken, &app, cx).is_ready() {
+            return Poll::Ready(Err(CopyError::App(io::ErrorKind::ConnectionReset.into())));
+        }
+        if down.is_deaf() && poll_broken(&mut peer_broken, &peer, cx).is_ready() {
+            return Poll::Ready(Err(CopyError::Peer(io::ErrorKind::ConnectionReset.into())));
+        }
+        Poll::Pending
     })
     .await;
+    drop((app_broken, peer_broken));
     if result.is_ok() {
         app.finish();
         peer.finish();
     }
     result
+}
+
+fn poll_broken<'a>(
+    broken: &mut Option<Broken<'a>>,
+    tcp: &'a TcpStream,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let broken = broken.get_or_insert_with(|| Box::pin(tcp.ready(Interest::ERROR)));
+    broken.as_mut().poll(cx).map(|_| ())
 }
 
 /// One direction between two TCP connections.
@@ -306,6 +322,11 @@ impl<'a> Pipe<'a> {
             pending: 0..0,
             done: false,
         }
+    }
+
+    /// Whether it reads nothing now: its source has ended, or its destination takes nothing.
+    fn is_deaf(&self) -> bool {
+        self.done || !self.pending.is_empty()
     }
 
     fn poll(

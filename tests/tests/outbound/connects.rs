@@ -112,20 +112,21 @@ fn bind_before_connect() {
     let mesh = Mesh::start();
     let _server = greeter(&mesh.server, 8080);
     let (ip4, ip6) = (mesh.client.ipv4(), mesh.client.ipv6());
+    // Ports below the ephemeral range, which no other socket is given by chance.
     for (bind, dst) in [
         (SocketAddr::new(ip4, 0), mesh.server.at(8080)),
-        (SocketAddr::new(ip4, 40_000), mesh.server.at(8080)),
+        (SocketAddr::new(ip4, 20_000), mesh.server.at(8080)),
         (
-            "0.0.0.0:40001".parse().expect("an address"),
+            "0.0.0.0:20001".parse().expect("an address"),
             mesh.server.at(8080),
         ),
-        (SocketAddr::new(ip6, 40_002), mesh.server.at6(8080)),
+        (SocketAddr::new(ip6, 20_002), mesh.server.at6(8080)),
         (
-            "[::]:40003".parse().expect("an address"),
+            "[::]:20003".parse().expect("an address"),
             mesh.server.at6(8080),
         ),
         (
-            mapped(SocketAddr::new(ip4, 40_004)),
+            mapped(SocketAddr::new(ip4, 20_004)),
             mapped(mesh.server.at(8080)),
         ),
     ] {
@@ -202,7 +203,7 @@ fn a_reused_source_port_never_gets_another_connections_destination() {
     let servers: Vec<App> = (8081..8085)
         .map(|port| greeter(&mesh.server, port))
         .collect();
-    let bind = SocketAddr::new(mesh.client.ipv4(), 41_000).to_string();
+    let bind = SocketAddr::new(mesh.client.ipv4(), 21_000).to_string();
     for round in 0..12 {
         let at = round % servers.len();
         let dst = mesh.server.at(8081 + at as u16).to_string();
