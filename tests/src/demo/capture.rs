@@ -2,7 +2,7 @@
 
 use super::{
     Lines,
-    stage::{PORT, Stage, field, line},
+    stage::{PORT, Stage, field, line, outbound_line},
 };
 
 /// Asked for X, steered to Y by eBPF, recovered as X by the proxy: three witnesses.
@@ -12,6 +12,7 @@ pub fn steered(stage: &mut Stage) -> Lines {
     let app = stage
         .client
         .app(["connect", &asked.to_string(), "recv-line"]);
+    let own = app.event("connected").addr("sockname");
     app.event("received");
     let event = stage
         .daemon_a
@@ -25,11 +26,7 @@ pub fn steered(stage: &mut Stage) -> Lines {
         to.starts_with("127.") && to.ends_with(":15001"),
         "steered to {to}"
     );
-    let access = stage
-        .daemon_a
-        .wait_log_from(from, "line of the access log", |line| {
-            line.contains("connection closed") && line.contains("direction=\"outbound\"")
-        });
+    let access = outbound_line(stage, own);
     assert_eq!(
         field(&access, "dst.addr"),
         asked.to_string(),

@@ -4,39 +4,31 @@ use std::{fs, time::Instant};
 
 use super::{
     Lines, pcap,
-    stage::{PORT, Stage, VIP, field, line},
+    stage::{PORT, Stage, VIP, field, line, outbound_line},
 };
 use crate::{Process, exchange::greeted, hbone, sockets::established};
 
 const SECRET: &str = "the-password-is-open-sesame";
 
 pub fn client_is_known(stage: &mut Stage) -> Lines {
-    let (from_a, from_b) = (
-        stage.daemon_a.process().line_count(),
-        stage.daemon_b.process().line_count(),
-    );
-    let app = stage
-        .client
-        .app(["connect", &stage.web.at(PORT).to_string(), "recv-line"]);
+    let asked = stage.web.at(PORT).to_string();
+    let app = stage.client.app(["connect", &asked, "recv-line"]);
+    let own = app.event("connected").addr("sockname");
     let seen = app.event("received").text().to_owned();
     assert!(
         seen.contains(&stage.client.ipv4().to_string()),
         "the server said {seen}"
     );
-    let closed = |daemon: &crate::Daemon, from: usize, direction: &str| {
-        let direction = format!("direction=\"{direction}\"");
-        daemon.wait_log_from(from, "line of the access log", |line| {
-            line.contains("connection closed") && line.contains(&direction)
-        })
-    };
-    let outbound = closed(&stage.daemon_a, from_a, "outbound");
-    let inbound = closed(&stage.daemon_b, from_b, "inbound");
+    let outbound = outbound_line(stage, own);
+    let trace = field(&outbound, "trace_id");
+    // The other side's line of the same connection is found by nothing but the trace id.
+    let inbound = stage
+        .daemon_b
+        .wait_log("line of the access log with this trace id", |line| {
+            line.contains("connection closed") && line.contains(trace)
+        });
+    assert!(inbound.contains("direction=\"inbound\""), "{inbound}");
     assert_eq!(field(&inbound, "src.identity"), stage.client.identity());
-    assert_eq!(
-        field(&inbound, "trace_id"),
-        field(&outbound, "trace_id"),
-        "trace ids of the two sides"
-    );
     vec![
         line("the server said", format!("\"{seen}\"")),
         line("daemon b verified", field(&inbound, "src.identity")),

@@ -1,6 +1,9 @@
 //! The demo's scenery: two nodes, four pods, two daemons.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
@@ -108,6 +111,13 @@ pub fn captured(stage: &mut Stage) -> Lines {
         format!("made and ready in {:.2} s", stage.took.as_secs_f64()),
     ));
     lines
+}
+
+/// The access log's line of the client's connection from `own`, when it is closed.
+pub fn outbound_line(stage: &Stage, own: SocketAddr) -> String {
+    stage.daemon_a.wait_log("line of the access log", |line| {
+        line.contains("connection closed") && line.contains(&format!(" src.addr={own} "))
+    })
 }
 
 /// Shorthand for a line.
