@@ -7,6 +7,7 @@ mod record;
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
+use redirect_common::ports;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{instance::Instance, pods::Pods};
@@ -16,7 +17,7 @@ use crate::{
     config::{Backend, Config},
     identity::{self, IdentityStore, SystemClock, tls::TlsConfigs},
     orig_dst::{Chain, SoOriginalDst},
-    proxy::{self, Shared, Workers},
+    proxy::{Shared, Workers},
     sys::cgroup,
     telemetry::{self, Direction, Metrics},
     workload::{Defaults, WorkloadStore},
@@ -73,7 +74,7 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
         cluster_id: config.cluster_id.clone(),
         orig_dst: Chain::new(
             vec![capture.resolver(), Arc::new(SoOriginalDst)],
-            &proxy::PORTS,
+            &ports::IN_POD,
         ),
         workloads,
         tls: TlsConfigs::new(identities.clone(), &config.trust_domain),

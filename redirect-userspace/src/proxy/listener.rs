@@ -11,17 +11,6 @@ use tokio::{
 use super::PodContext;
 use crate::sys::{netns::Netns, socket};
 
-/// What the proxy listens on in a pod, or may: never the destination of a connection that it makes.
-pub const PORTS: [u16; 7] = [
-    ports::ADMIN,
-    ports::OUTBOUND,
-    ports::INBOUND_PLAINTEXT,
-    ports::INBOUND_HBONE,
-    ports::METRICS,
-    ports::READINESS,
-    ports::DNS,
-];
-
 /// The listening sockets of a pod. All workers accept on clones of the same sockets.
 pub struct Listeners {
     pub outbound: std::net::TcpListener,

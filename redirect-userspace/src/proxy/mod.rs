@@ -24,7 +24,7 @@ use std::{
 
 use http::HeaderValue;
 
-pub use listener::{Listeners, PORTS};
+pub use listener::Listeners;
 pub use worker::{Workers, WorkersError};
 
 use crate::{
