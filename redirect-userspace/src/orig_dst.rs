@@ -219,4 +219,13 @@ mod tests {
         );
         drop(client);
     }
+
+    #[test]
+    fn where_capture_does_not_rewrite_the_local_address_is_the_original_destination() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let answer = LocalAddress.resolve(std::os::fd::AsFd::as_fd(&accepted));
+        assert_eq!(answer.unwrap().unwrap().addr, client.peer_addr().unwrap());
+    }
 }
