@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rustls::{
-    ClientConfig, ServerConfig,
+    ClientConfig, ExtractedSecrets, ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
     pki_types::{CertificateDer, ServerName},
     server::{ServerConnectionData, UnbufferedServerConnection},
@@ -38,11 +38,7 @@ pub async fn connect(tcp: TcpStream, config: Arc<ClientConfig>) -> Result<Establ
     let (tcp, leftover) = drive(tcp, &mut connection).await?;
     let peer_certificates = peer_certificates(connection.peer_certificates());
     let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
-    let (opener, sealer) = (
-        Opener::new(secrets.rx.0, &secrets.rx.1)?,
-        Sealer::new(secrets.tx.0, &secrets.tx.1)?,
-    );
-    let stream = TlsStream::new(tcp, opener, sealer, KeySchedule::Client(kernel), leftover);
+    let stream = secured(tcp, &secrets, KeySchedule::Client(kernel), leftover)?;
     Ok(Established {
         stream,
         peer_certificates,
@@ -55,15 +51,22 @@ pub async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Establi
     let (tcp, leftover) = drive(tcp, &mut connection).await?;
     let peer_certificates = peer_certificates(connection.peer_certificates());
     let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
-    let (opener, sealer) = (
-        Opener::new(secrets.rx.0, &secrets.rx.1)?,
-        Sealer::new(secrets.tx.0, &secrets.tx.1)?,
-    );
-    let stream = TlsStream::new(tcp, opener, sealer, KeySchedule::Server(kernel), leftover);
+    let stream = secured(tcp, &secrets, KeySchedule::Server(kernel), leftover)?;
     Ok(Established {
         stream,
         peer_certificates,
     })
+}
+
+fn secured(
+    tcp: TcpStream,
+    secrets: &ExtractedSecrets,
+    keys: KeySchedule,
+    leftover: Leftover,
+) -> Result<TlsStream, TlsError> {
+    let opener = Opener::new(secrets.rx.0, &secrets.rx.1)?;
+    let sealer = Sealer::new(secrets.tx.0, &secrets.tx.1)?;
+    Ok(TlsStream::new(tcp, opener, sealer, keys, leftover))
 }
 
 fn peer_certificates(chain: Option<&[CertificateDer<'static>]>) -> Vec<CertificateDer<'static>> {
