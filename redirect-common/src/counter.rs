@@ -37,6 +37,23 @@ named! {
         /// Socket events of the proxy.
         ProxySocket = "proxy_socket",
         Getsockopt = "getsockopt",
+        /// A process in a captured pod takes a port.
+        Bind4 = "bind4",
+        Bind6 = "bind6",
+        Setsockopt = "setsockopt",
+        /// UDP in captured pods.
+        Sendmsg4 = "sendmsg4",
+        Sendmsg6 = "sendmsg6",
+        Recvmsg4 = "recvmsg4",
+        Recvmsg6 = "recvmsg6",
+        /// A connection arrives in a captured pod.
+        SkLookup = "sk_lookup",
+        /// Socket events of whoever probes the pods.
+        Prober = "prober",
+        /// A packet leaves a captured pod's interface.
+        Guard = "guard",
+        /// A packet goes to or comes from a captured pod, on the node's side of its interface.
+        NodeSide = "node_side",
     }
 }
 

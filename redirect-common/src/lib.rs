@@ -17,7 +17,7 @@ pub use counter::{Hook, Reason, Verdict};
 
 /// The version of everything in [`maps`] and of what the programs do with it: it names the folder of our pins, so that a
 /// daemon never adopts maps that it would misread. Raise it with every change of a layout, a map's size or a meaning.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 #[cfg(test)]
 mod tests;

@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fs, io,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use super::record::{self, Record};
 use crate::{
-    capture::{self, Applied, Capture, CaptureError},
+    capture::{self, Applied, Capture, CaptureError, Sockets},
     identity::IdentityError,
     pod::{Pod, PodUid},
     proxy::{Listeners, PodContext, Shared, Workers, WorkersError, client_ip},
@@ -119,7 +120,7 @@ impl Pods {
         if pod.options.preserve_client_ip {
             client_ip::apply(&netns)?;
         }
-        let applied = self.capture.apply(&pod, &netns)?;
+        let applied = self.capture.apply(&pod, &netns, &sockets(&listeners))?;
         self.forget_earlier(&pod, &netns, earlier)?;
         let client_ip = pod.options.preserve_client_ip;
         let context = Arc::new(PodContext::new(
@@ -208,6 +209,14 @@ impl Pods {
         record
             .write(&path)
             .map_err(|source| PodError::Record { path, source })
+    }
+}
+
+fn sockets(listeners: &Listeners) -> Sockets<'_> {
+    Sockets {
+        outbound: listeners.outbound.as_fd(),
+        inbound_plaintext: listeners.inbound_plaintext.as_fd(),
+        hbone: listeners.hbone.as_fd(),
     }
 }
 

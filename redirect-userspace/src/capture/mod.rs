@@ -1,6 +1,6 @@
 //! Capture: how a pod's connections come to the proxy. Backends: [`ebpf`], [`netfilter`], [`none`].
 
-use std::{error::Error, path::Path, sync::Arc};
+use std::{error::Error, os::fd::BorrowedFd, path::Path, sync::Arc};
 
 use crate::{
     config::{Backend, CaptureConfig},
@@ -17,8 +17,14 @@ pub mod none;
 ///
 /// `apply` is idempotent and adopts what an earlier daemon left; `clean` is idempotent and needs nothing but the uid.
 pub trait Capture: Send {
-    /// Captures `pod`, whose network namespace is `netns`. On an error nothing stays half-applied.
-    fn apply(&mut self, pod: &Pod, netns: &Netns) -> Result<Applied, CaptureError>;
+    /// Captures `pod`, whose network namespace is `netns`, for the proxy that listens on `sockets`. On an error nothing stays
+    /// half-applied.
+    fn apply(
+        &mut self,
+        pod: &Pod,
+        netns: &Netns,
+        sockets: &Sockets<'_>,
+    ) -> Result<Applied, CaptureError>;
 
     /// Lets go of the pod: afterwards its connections are as before capture.
     fn clean(&mut self, uid: &PodUid) -> Result<(), CaptureError>;
@@ -38,6 +44,14 @@ pub trait Capture: Send {
 
     /// Begins to log decisions, where the configuration asks for it. Called inside the daemon's runtime.
     fn start_events(&mut self) {}
+}
+
+/// The proxy's listening sockets for one pod.
+#[derive(Clone, Copy, Debug)]
+pub struct Sockets<'a> {
+    pub outbound: BorrowedFd<'a>,
+    pub inbound_plaintext: BorrowedFd<'a>,
+    pub hbone: BorrowedFd<'a>,
 }
 
 /// Reads how often each verdict was given, and why.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, io, os::fd::BorrowedFd, sync::Arc};
 
-use super::{Applied, Capture, CaptureError};
+use super::{Applied, Capture, CaptureError, Sockets};
 use crate::{
     orig_dst::{OrigDst, OrigDstResolver},
     pod::{Pod, PodUid},
@@ -16,7 +16,7 @@ pub struct NoCapture {
 }
 
 impl Capture for NoCapture {
-    fn apply(&mut self, pod: &Pod, _: &Netns) -> Result<Applied, CaptureError> {
+    fn apply(&mut self, pod: &Pod, _: &Netns, _: &Sockets<'_>) -> Result<Applied, CaptureError> {
         self.pods.insert(pod.uid.clone());
         Ok(Applied::Attached)
     }

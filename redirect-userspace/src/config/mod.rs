@@ -125,9 +125,23 @@ impl Backend {
     }
 }
 
+/// Where the proxy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the node's daemon, with listeners inside each pod's network namespace.
+    Shared,
+    /// In the pod that it captures, which is the only one.
+    Dedicated,
+    /// In the node's daemon, with listeners in the node's network namespace, to which captured connections are sent.
+    Node,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct CaptureConfig {
     pub backend: Backend,
+    pub mode: Mode,
+    /// Whether packets that went around capture are dropped on the pod's interface (eBPF).
+    pub leak_guard: bool,
     /// A bpffs mount, or a directory where one is mounted if it is missing. Pins go to a folder of ours below it.
     pub bpffs: PathBuf,
     /// The cgroup v2 directory that the daemon moves itself to; `None` means: keep its own if it is alone there, else make one.

@@ -12,7 +12,7 @@ use super::read::{absolute, boolean};
 use crate::{
     document::{Fields, Node},
     identity::{Identity, spiffe::check_segment},
-    pod::{Pod, PodOptions, PodUid},
+    pod::{OnProxyFailure, Pod, PodOptions, PodUid},
 };
 
 pub(super) fn read(list: &Node<'_>, trust_domain: &str) -> Vec<Pod> {
@@ -60,14 +60,36 @@ fn read_pod(node: &Node<'_>, trust_domain: &str) -> Option<Pod> {
 fn options(f: &mut Fields<'_>, cgroup: Option<&Path>) -> PodOptions {
     let default = PodOptions::default();
     PodOptions {
-        exclude_outbound_ports: f
-            .optional("excludeOutboundPorts")
-            .map(|list| list.each(|node| node.port()))
-            .unwrap_or_default(),
-        exclude_outbound_cidrs: f
-            .optional("excludeOutboundCidrs")
-            .map(|list| list.each(cidr))
-            .unwrap_or_default(),
+        exclude_outbound_ports: ports(f, "excludeOutboundPorts"),
+        exclude_outbound_cidrs: cidrs(f, "excludeOutboundCidrs"),
+        include_outbound_ports: ports(f, "includeOutboundPorts"),
+        include_outbound_cidrs: cidrs(f, "includeOutboundCidrs"),
+        exclude_inbound_ports: ports(f, "excludeInboundPorts"),
+        exclude_inbound_cidrs: cidrs(f, "excludeInboundCidrs"),
+        include_inbound_ports: ports(f, "includeInboundPorts"),
+        include_inbound_cidrs: cidrs(f, "includeInboundCidrs"),
+        bypass_inbound: boolean(f, "bypassInbound", default.bypass_inbound),
+        capture_dns: boolean(f, "captureDns", default.capture_dns),
+        on_proxy_failure: f
+            .optional("onProxyFailure")
+            .and_then(|node| {
+                node.choice(&[
+                    ("refuse", OnProxyFailure::Refuse),
+                    ("pass", OnProxyFailure::Pass),
+                ])
+            })
+            .unwrap_or(default.on_proxy_failure),
+        probe_ports: f
+            .optional("probePorts")
+            .map(|list| list.each(|node| node.port())),
+        refuse_udp: boolean(f, "refuseUdp", default.refuse_udp),
+        refuse_sctp: boolean(f, "refuseSctp", default.refuse_sctp),
+        allow_forwarding: boolean(f, "allowForwarding", default.allow_forwarding),
+        reset_older_connections: boolean(
+            f,
+            "resetOlderConnections",
+            default.reset_older_connections,
+        ),
         exempt_cgroups: f
             .optional("exemptCgroups")
             .map(|list| list.each(|node| exempt_cgroup(node, cgroup)))
@@ -79,6 +101,18 @@ fn options(f: &mut Fields<'_>, cgroup: Option<&Path>) -> PodOptions {
         ),
         preserve_client_ip: boolean(f, "preserveClientIp", default.preserve_client_ip),
     }
+}
+
+fn ports(f: &mut Fields<'_>, field: &'static str) -> Vec<u16> {
+    f.optional(field)
+        .map(|list| list.each(|node| node.port()))
+        .unwrap_or_default()
+}
+
+fn cidrs(f: &mut Fields<'_>, field: &'static str) -> Vec<IpNet> {
+    f.optional(field)
+        .map(|list| list.each(cidr))
+        .unwrap_or_default()
 }
 
 fn segment<'a>(f: &mut Fields<'a>, field: &'static str, part: &'static str) -> Option<&'a str> {

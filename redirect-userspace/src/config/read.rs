@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     AdminConfig, Backend, CaptureConfig, Config, Flags, HboneConfig, Host, IdentityConfig,
-    LogConfig, LogFormat, ProxyConfig, pods,
+    LogConfig, LogFormat, Mode, ProxyConfig, pods,
 };
 use crate::{
     document::{Fields, Mistake, Mistakes, Node, Value},
@@ -138,6 +138,15 @@ impl Reader<'_> {
         let backend = f
             .optional("backend")
             .map_or(Some(Backend::Ebpf), |node| node.choice(&backends));
+        let modes = [
+            ("shared", Mode::Shared),
+            ("dedicated", Mode::Dedicated),
+            ("node", Mode::Node),
+        ];
+        let mode = f
+            .optional("mode")
+            .map_or(Some(Mode::Shared), |node| node.choice(&modes));
+        let leak_guard = boolean(f, "leakGuard", true);
         let bpffs = f
             .optional("bpffs")
             .map_or(Some("/sys/fs/bpf".into()), |node| absolute(&node));
@@ -146,6 +155,8 @@ impl Reader<'_> {
         let detach = boolean(f, "detachOnExit", false);
         Some(CaptureConfig {
             backend: backend?,
+            mode: mode?,
+            leak_guard,
             bpffs: bpffs?,
             cgroup,
             events,

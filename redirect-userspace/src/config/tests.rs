@@ -57,6 +57,8 @@ fn the_defaults_are_those_of_the_manual() {
         workloads: "/w.yaml".into(),
         capture: CaptureConfig {
             backend: Backend::Ebpf,
+            mode: Mode::Shared,
+            leak_guard: true,
             bpffs: "/sys/fs/bpf".into(),
             cgroup: None,
             events: false,
@@ -148,6 +150,8 @@ fn every_field_is_read() {
     );
     let capture = CaptureConfig {
         backend: Backend::None,
+        mode: Mode::Shared,
+        leak_guard: true,
         bpffs: "/bpf".into(),
         cgroup: Some("/cg/me".into()),
         events: true,

@@ -14,6 +14,7 @@ use crate::sys::{netns::Netns, socket};
 /// The listening sockets of a pod. All workers accept on clones of the same sockets.
 pub struct Listeners {
     pub outbound: std::net::TcpListener,
+    pub inbound_plaintext: std::net::TcpListener,
     pub hbone: std::net::TcpListener,
 }
 
@@ -23,6 +24,7 @@ impl Listeners {
         let listen = |port| socket::listen(netns, port).map_err(|error| (port, error));
         Ok(Self {
             outbound: listen(ports::OUTBOUND)?,
+            inbound_plaintext: listen(ports::INBOUND_PLAINTEXT)?,
             hbone: listen(ports::INBOUND_HBONE)?,
         })
     }
@@ -30,6 +32,7 @@ impl Listeners {
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             outbound: self.outbound.try_clone()?,
+            inbound_plaintext: self.inbound_plaintext.try_clone()?,
             hbone: self.hbone.try_clone()?,
         })
     }

@@ -17,12 +17,12 @@ use std::{
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown as How, recvmsg, shutdown};
 use redirect::{
-    capture::{Applied, Capture, VerdictCount, ebpf::EbpfCapture},
-    config::{Backend, CaptureConfig},
+    capture::{Applied, Capture, CaptureError, Sockets, VerdictCount, ebpf::EbpfCapture},
+    config::{Backend, CaptureConfig, Mode},
     identity::Identity,
     orig_dst::OrigDstResolver,
     pod::{Pod, PodOptions, PodUid},
-    sys::{cgroup::Cgroup, socket},
+    sys::{cgroup::Cgroup, netns::Netns, socket},
 };
 use redirect_common::ports;
 use redirect_tests::{App, Event, Testbed, app_binary, wait_until};
@@ -83,7 +83,7 @@ impl Fixture {
     pub fn apply(&mut self) -> Applied {
         let pod = self.spec();
         let netns = self.client.netns().clone();
-        self.capture().apply(&pod, &netns).expect("capture the pod")
+        apply(self.capture(), &pod, &netns).expect("capture the pod")
     }
 
     /// Starts the stand-in for the proxy.
@@ -183,9 +183,25 @@ impl Drop for Fixture {
     }
 }
 
+/// Captures `pod` for listeners that nobody accepts on, for tests in which nothing comes to them.
+pub fn apply(capture: &mut EbpfCapture, pod: &Pod, netns: &Netns) -> Result<Applied, CaptureError> {
+    let listener = netns
+        .run(|| TcpListener::bind("127.0.0.1:0"))
+        .and_then(|listener| listener)
+        .expect("listen");
+    let sockets = Sockets {
+        outbound: listener.as_fd(),
+        inbound_plaintext: listener.as_fd(),
+        hbone: listener.as_fd(),
+    };
+    capture.apply(pod, netns, &sockets)
+}
+
 pub fn load(bpffs: &Path, cgroup: &Path) -> EbpfCapture {
     let config = CaptureConfig {
         backend: Backend::Ebpf,
+        mode: Mode::Shared,
+        leak_guard: true,
         bpffs: bpffs.to_owned(),
         cgroup: None,
         events: false,

@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr};
 
 use redirect::capture::{Applied, Capture, CaptureError, uninstall};
 
-use crate::fixture::{Fixture, load};
+use crate::fixture::{Fixture, apply, load};
 
 fn nowhere() -> SocketAddr {
     "192.0.2.7:80".parse().expect("an address")
@@ -67,10 +67,7 @@ fn two_programs_on_one_connect_agree() {
         .expect("a parent")
         .to_owned();
     let netns = fixture.client.netns().clone();
-    fixture
-        .capture()
-        .apply(&above, &netns)
-        .expect("capture the cgroup above");
+    apply(fixture.capture(), &above, &netns).expect("capture the cgroup above");
     for options in [&[][..], &["--device", "eth0"]] {
         assert_eq!(
             fixture.connect(nowhere(), options).0.original,
@@ -178,18 +175,12 @@ fn a_pod_that_cannot_be_captured_leaves_nothing() {
     let mut pod = fixture.spec();
     pod.uid = redirect::pod::PodUid::new("default/other");
     pod.cgroup = "/proc/self".into();
-    let error = fixture
-        .capture()
-        .apply(&pod, &netns)
-        .expect_err("no cgroup");
+    let error = apply(fixture.capture(), &pod, &netns).expect_err("no cgroup");
     assert!(matches!(error, CaptureError::Cgroup(_)), "{error}");
     assert_eq!(error.to_string(), "/proc/self is not a cgroup v2 directory");
     pod.cgroup = fixture.peer.cgroup();
     pod.uid = redirect::pod::PodUid::new("x".repeat(256));
-    let error = fixture
-        .capture()
-        .apply(&pod, &netns)
-        .expect_err("a name too long");
+    let error = apply(fixture.capture(), &pod, &netns).expect_err("a name too long");
     assert!(
         error.to_string().contains("give the pod a shorter uid"),
         "{error}"

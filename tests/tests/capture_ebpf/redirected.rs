@@ -280,7 +280,7 @@ fn a_pod_without_ipv4_addresses_is_captured_all_the_same() {
     let mut pod = fixture.spec();
     pod.ips.retain(IpAddr::is_ipv6);
     let netns = fixture.client.netns().clone();
-    redirect::capture::Capture::apply(fixture.capture(), &pod, &netns).expect("apply");
+    crate::fixture::apply(fixture.capture(), &pod, &netns).expect("apply");
     let (answer, _) = fixture.connect(addr(NOWHERE4), &[]);
     assert_eq!(answer.original, Some(addr(NOWHERE4)));
     assert_eq!(answer.peer.ip(), IpAddr::V4(Ipv4Addr::LOCALHOST));

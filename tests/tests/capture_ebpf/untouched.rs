@@ -60,7 +60,7 @@ fn further_own_addresses() {
     let mut pod = fixture.spec();
     pod.ips.push("10.77.0.1".parse().expect("an address"));
     let netns = fixture.client.netns().clone();
-    redirect::capture::Capture::apply(fixture.capture(), &pod, &netns).expect("apply");
+    crate::fixture::apply(fixture.capture(), &pod, &netns).expect("apply");
     let target = "10.77.0.1:9000".parse().expect("an address");
     expect_direct(&fixture.start(target, &[], &["recv-line"]), target);
 }

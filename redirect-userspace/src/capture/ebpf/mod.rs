@@ -19,7 +19,7 @@ use self::{
     resolver::AcceptedSockets,
     tables::Tables,
 };
-use super::{Applied, Capture, CaptureError, VerdictCounters};
+use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters};
 use crate::{
     config::CaptureConfig,
     orig_dst::OrigDstResolver,
@@ -82,7 +82,12 @@ impl EbpfCapture {
 }
 
 impl Capture for EbpfCapture {
-    fn apply(&mut self, pod: &Pod, netns: &Netns) -> Result<Applied, CaptureError> {
+    fn apply(
+        &mut self,
+        pod: &Pod,
+        netns: &Netns,
+        _sockets: &Sockets<'_>,
+    ) -> Result<Applied, CaptureError> {
         let cgroup = Cgroup::open(&pod.cgroup)?;
         let netns_cookie = netns_cookie(netns)?;
         let place = Place {

@@ -18,7 +18,7 @@ use self::{
     plan::{CgroupPath, Exemption, Family, Mode, Needs, Plan},
     tool::ToolError,
 };
-use super::{Applied, Capture, CaptureError, none::NoResolver};
+use super::{Applied, Capture, CaptureError, Sockets, none::NoResolver};
 use crate::{
     orig_dst::OrigDstResolver,
     pod::{Pod, PodUid},
@@ -113,7 +113,12 @@ impl NetfilterCapture {
 }
 
 impl Capture for NetfilterCapture {
-    fn apply(&mut self, pod: &Pod, netns: &Netns) -> Result<Applied, CaptureError> {
+    fn apply(
+        &mut self,
+        pod: &Pod,
+        netns: &Netns,
+        _sockets: &Sockets<'_>,
+    ) -> Result<Applied, CaptureError> {
         let plans = self.plans(pod, netns)?;
         let applied = apply(self.tool, netns, &plans)?;
         self.pods.insert(pod.uid.clone(), (netns.clone(), plans));

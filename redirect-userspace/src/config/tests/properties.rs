@@ -83,7 +83,8 @@ prop_compose! {
             node, trust_domain, cluster_id, network, state_dir, workloads,
             workers: NonZeroUsize::new(workers).unwrap(),
             capture: CaptureConfig {
-                backend: if ebpf { Backend::Ebpf } else { Backend::None }, bpffs, cgroup, events, detach_on_exit,
+                backend: if ebpf { Backend::Ebpf } else { Backend::None },
+                mode: Mode::Shared, leak_guard: true, bpffs, cgroup, events, detach_on_exit,
             },
             proxy: ProxyConfig { hold: ms(hold), connect_timeout: ms(connect), drain: ms(drain), max_connections_per_pod },
             hbone: HboneConfig {

@@ -1,10 +1,11 @@
 //! `capture-and-panic CONFIG`: what unwinding does to the pins, shown with the daemon's own parts.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, os::fd::AsFd, path::PathBuf};
 
 use redirect::{
-    capture,
+    capture::{self, Sockets},
     config::{Config, Flags, Host},
+    proxy::Listeners,
     sys::{cgroup, netns::Netns},
 };
 
@@ -27,7 +28,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let cgroup = cgroup::own(config.capture.cgroup.as_deref())?;
     let mut capture = capture::open(&config.capture, Some(&cgroup))?;
     for pod in &config.pods {
-        capture.apply(pod, &Netns::open(&pod.netns)?)?;
+        let netns = Netns::open(&pod.netns)?;
+        let listeners = Listeners::open(&netns).map_err(|(_, error)| error)?;
+        let sockets = Sockets {
+            outbound: listeners.outbound.as_fd(),
+            inbound_plaintext: listeners.inbound_plaintext.as_fd(),
+            hbone: listeners.hbone.as_fd(),
+        };
+        capture.apply(pod, &netns, &sockets)?;
     }
     println!("captured");
     panic!("on purpose, with {} pods captured", config.pods.len());
