@@ -4,6 +4,8 @@
 //! the connection's tuple; `proxy_socket` moves it to the socket that the proxy accepts; `getsockopt` and the daemon (through
 //! the socket's storage) read it there; `peername` shows the app the destination that it asked for.
 //!
+//! `sk_lookup` gives the proxy what arrives for a pod, except what `proxy_socket` and `prober` have registered to pass.
+//!
 //! Only `ctx` touches raw contexts. On the host this crate is empty, so that tests and lints of the workspace pass over it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
@@ -20,11 +22,17 @@ mod lookups;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod passing;
+#[cfg(target_arch = "bpf")]
 mod peername;
 #[cfg(target_arch = "bpf")]
 mod pod_socket;
 #[cfg(target_arch = "bpf")]
+mod prober;
+#[cfg(target_arch = "bpf")]
 mod proxy_socket;
+#[cfg(target_arch = "bpf")]
+mod sk_lookup;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -1,6 +1,6 @@
 //! Capture: how a pod's connections come to the proxy. Backends: [`ebpf`], [`netfilter`], [`none`].
 
-use std::{error::Error, os::fd::BorrowedFd, path::Path, sync::Arc};
+use std::{error::Error, net::IpAddr, os::fd::BorrowedFd, path::Path, sync::Arc};
 
 use crate::{
     config::{Backend, CaptureConfig},
@@ -130,6 +130,15 @@ pub enum CaptureError {
     NotInBuild,
     #[error("capture needs a cgroup of the daemon's own")]
     NoCgroup,
+    #[error(
+        "pod {pod} has the address {ip}, which {other} has, too: connections to it could be either's; remove one of the two"
+    )]
+    SharedAddress {
+        ip: IpAddr,
+        pod: PodUid,
+        /// The pod, or what is known of it.
+        other: String,
+    },
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]

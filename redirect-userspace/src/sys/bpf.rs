@@ -28,6 +28,8 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_NETNS: u32 = 5;
+const BPF_SK_LOOKUP: u32 = 36;
 
 /// Hooks of cgroups: `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +43,13 @@ pub enum CgroupHook {
     Getpeername6 = 30,
 }
 
-/// What a link between a program and a cgroup connects.
+/// What a link attaches its program to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CgroupLink {
-    pub program: u32,
-    /// 0 if the cgroup was removed: the link then is dead for good.
-    pub cgroup: u64,
+pub enum LinkTarget {
+    /// The cgroup's id; 0 if it was removed: the link then is dead for good.
+    Cgroup(u64),
+    /// The network namespace's inode; 0 if it is gone.
+    Netns(u64),
 }
 
 /// The start of `union bpf_attr` for BPF_OBJ_PIN and BPF_OBJ_GET.
@@ -92,9 +95,9 @@ struct LinkInfo {
     id: u32,
     program: u32,
     padding: u32,
-    cgroup: u64,
-    attach_type: u32,
-    rest: u32,
+    /// Cgroups: the id in two halves, as it lies in memory. Network namespaces: inode and attach type.
+    target: [u32; 2],
+    rest: [u32; 2],
 }
 
 /// A reader of events that can be awaited, inside a runtime.
@@ -115,10 +118,23 @@ pub fn link(
     cgroup: BorrowedFd<'_>,
     hook: CgroupHook,
 ) -> io::Result<OwnedFd> {
+    create_link(program, cgroup, hook as u32)
+}
+
+/// Attaches a program of the kind `sk_lookup` to a network namespace, after what may be there.
+pub fn link_to_netns(program: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    create_link(program, netns, BPF_SK_LOOKUP)
+}
+
+fn create_link(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
     let attr = LinkCreate {
         program: program.as_raw_fd() as u32,
-        target: cgroup.as_raw_fd() as u32,
-        attach_type: hook as u32,
+        target: target.as_raw_fd() as u32,
+        attach_type,
         flags: 0,
     };
     // SAFETY: no pointers.
@@ -152,8 +168,8 @@ pub fn open_link(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// What a link connects; an error if it is not one to a cgroup.
-pub fn cgroup_link(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
+/// What a link is attached to; an error if that is neither a cgroup nor a network namespace.
+pub fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     let mut info = LinkInfo::default();
     let attr = ObjInfo {
         fd: link.as_raw_fd() as u32,
@@ -163,12 +179,10 @@ pub fn cgroup_link(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
     // SAFETY: `info` lives until the call returns and is as long as it says.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attr) }?;
     match info.kind {
-        BPF_LINK_TYPE_CGROUP => Ok(CgroupLink {
-            program: info.program,
-            cgroup: info.cgroup,
-        }),
+        BPF_LINK_TYPE_CGROUP => Ok(LinkTarget::Cgroup(bytemuck::cast(info.target))),
+        BPF_LINK_TYPE_NETNS => Ok(LinkTarget::Netns(info.target[0].into())),
         kind => Err(io::Error::other(format!(
-            "a link of type {kind}, not to a cgroup"
+            "a link of type {kind}, neither to a cgroup nor to a network namespace"
         ))),
     }
 }
@@ -185,7 +199,7 @@ pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Res
     unsafe { bpf(BPF_LINK_UPDATE, &attr) }.map(drop)
 }
 
-/// Takes the link's program off its cgroup before this returns; only to close or unpin the link would do so some time later.
+/// Takes the link's program off before this returns; only to close or unpin the link would do so some time later.
 ///
 /// A link that does not know how to (before Linux 5.9) is left to its unpinning.
 pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {

@@ -1,10 +1,11 @@
 //! Capture by eBPF: programs on the pod's cgroup steer its connects to the proxy's listener in the pod's network namespace.
 //!
 //! The pins *are* the state (see [`pins`]): what is pinned is captured, also while no daemon runs, and a new daemon goes on
-//! with it. The maps hold what the programs need to know of each pod (see [`tables`]).
+//! with it. The maps hold what the programs need to know of each pod (see [`tables`] and [`inbound`]).
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     os::unix::net::UnixDatagram,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
@@ -13,7 +14,8 @@ use std::{
 use redirect_common::maps::names;
 
 use self::{
-    links::{POD_HOOKS, PROXY_HOOKS},
+    inbound::Inbound,
+    links::{PROXY_HOOKS, Targets},
     object::Object,
     pins::{Pins, Place},
     resolver::AcceptedSockets,
@@ -29,6 +31,7 @@ use crate::{
 
 mod counters;
 mod events;
+mod inbound;
 mod links;
 mod object;
 mod pins;
@@ -43,6 +46,7 @@ pub struct EbpfCapture {
     object: Object,
     pins: Pins,
     tables: Tables,
+    inbound: Inbound,
     resolver: Arc<AcceptedSockets>,
     counters: VerdictCounters,
     events: bool,
@@ -64,7 +68,8 @@ impl EbpfCapture {
         let mut object = Object::load(&pins)?;
         let mut tables = Tables::open(&mut object)?;
         tables.configure(config.events)?;
-        remove_orphans(&pins, &mut tables)?;
+        let mut inbound = Inbound::open(&mut object)?;
+        remove_orphans(&pins, &mut tables, &mut inbound)?;
         let resolver = Arc::new(AcceptedSockets::new(object.map(names::ACCEPTED)?)?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         links::attach_proxy(&object, &pins, &Cgroup::open(cgroup)?, &PROXY_HOOKS)?;
@@ -72,6 +77,7 @@ impl EbpfCapture {
             object,
             pins,
             tables,
+            inbound,
             resolver,
             counters,
             events: config.events,
@@ -81,19 +87,16 @@ impl EbpfCapture {
     }
 }
 
-impl Capture for EbpfCapture {
-    fn apply(
+impl EbpfCapture {
+    /// Tells the programs what they need to know of the pod, before they run.
+    fn prepare(
         &mut self,
         pod: &Pod,
         netns: &Netns,
-        _sockets: &Sockets<'_>,
-    ) -> Result<Applied, CaptureError> {
-        let cgroup = Cgroup::open(&pod.cgroup)?;
-        let netns_cookie = netns_cookie(netns)?;
-        let place = Place {
-            netns_cookie,
-            cgroup: cgroup.id,
-        };
+        netns_cookie: u64,
+        ips: &[IpAddr],
+        sockets: &Sockets<'_>,
+    ) -> Result<(), CaptureError> {
         let exempt = pod
             .options
             .exempt_cgroups
@@ -101,28 +104,91 @@ impl Capture for EbpfCapture {
             .map(|path| Cgroup::open(path).map(|cgroup| cgroup.id));
         let exempt = exempt.collect::<Result<Vec<_>, _>>()?;
         route::add(netns, &pod.ips)?;
-        // First what the programs need to know, then the programs.
-        let is_new = !self.tables.has(netns_cookie);
-        self.tables.add(netns_cookie, pod, &exempt)?;
-        let applied = match links::attach_pod(
-            &self.object,
-            &self.pins,
-            &pod.uid,
-            place,
-            &cgroup,
-            &POD_HOOKS,
-        ) {
-            Ok(applied) => applied,
-            Err(error) => {
-                if is_new {
-                    _ = self.tables.remove(netns_cookie);
-                    _ = route::remove(netns);
-                }
-                return Err(error);
-            }
+        let number = self.tables.add(netns_cookie, pod, ips, &exempt)?;
+        self.inbound.add(netns_cookie, number, pod, ips, sockets)
+    }
+
+    /// Makes the programs forget a namespace.
+    fn forget(&mut self, netns_cookie: u64) -> Result<(), CaptureError> {
+        match self.tables.remove(netns_cookie)? {
+            Some(number) => self.inbound.remove(netns_cookie, number),
+            None => Ok(()),
+        }
+    }
+
+    /// Connections find their pod by its address, so that no two pods may have the same.
+    fn check_addresses(
+        &self,
+        pod: &Pod,
+        netns_cookie: u64,
+        ips: &[IpAddr],
+    ) -> Result<(), CaptureError> {
+        // A pod whose sandbox was made anew keeps its addresses.
+        let places = self.pins.places(&pod.uid)?;
+        let mut own: Vec<_> = places.iter().map(|place| place.netns_cookie).collect();
+        own.push(netns_cookie);
+        let Some(conflict) = self.inbound.conflict(ips, &own) else {
+            return Ok(());
         };
+        let other = self.pod_in(conflict.netns_cookie)?;
+        Err(CaptureError::SharedAddress {
+            ip: conflict.ip,
+            pod: pod.uid.clone(),
+            other: other.map_or_else(
+                || format!("network namespace {}", conflict.netns_cookie),
+                |other| format!("pod {other}"),
+            ),
+        })
+    }
+
+    /// The pod that is captured in a namespace.
+    fn pod_in(&self, netns_cookie: u64) -> Result<Option<PodUid>, CaptureError> {
+        for uid in self.pins.pods()? {
+            let places = self.pins.places(&uid)?;
+            if places
+                .iter()
+                .any(|place| place.netns_cookie == netns_cookie)
+            {
+                return Ok(Some(uid));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Capture for EbpfCapture {
+    fn apply(
+        &mut self,
+        pod: &Pod,
+        netns: &Netns,
+        sockets: &Sockets<'_>,
+    ) -> Result<Applied, CaptureError> {
+        let cgroup = Cgroup::open(&pod.cgroup)?;
+        let netns_cookie = netns_cookie(netns)?;
+        let place = Place {
+            netns_cookie,
+            cgroup: cgroup.id,
+        };
+        let ips = inbound::addresses(pod, netns)?;
+        self.check_addresses(pod, netns_cookie, &ips)?;
+        let is_new = !self.tables.has(netns_cookie);
+        let applied = self
+            .prepare(pod, netns, netns_cookie, &ips, sockets)
+            .and_then(|()| {
+                let targets = Targets {
+                    cgroup: &cgroup,
+                    netns: Some(netns),
+                };
+                let hooks = links::pod_hooks(&pod.options);
+                links::attach_pod(&self.object, &self.pins, &pod.uid, place, targets, &hooks)
+            });
+        if applied.is_err() && is_new {
+            _ = self.forget(netns_cookie);
+            _ = route::remove(netns);
+        }
+        let applied = applied?;
         for old in self.pins.remove_other_places(&pod.uid, place)? {
-            self.tables.remove(old)?;
+            self.forget(old)?;
         }
         self.names
             .write()
@@ -145,7 +211,7 @@ impl Capture for EbpfCapture {
             errors.push(error);
         }
         for cookie in cookies {
-            errors.extend(self.tables.remove(cookie).err());
+            errors.extend(self.forget(cookie).err());
             self.names
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -196,17 +262,23 @@ pub fn clean_netns(netns: &Netns) -> Result<(), CaptureError> {
 }
 
 /// Removes map entries of pods without pins: a daemon was killed between one step and the next.
-fn remove_orphans(pins: &Pins, tables: &mut Tables) -> Result<(), CaptureError> {
+fn remove_orphans(
+    pins: &Pins,
+    tables: &mut Tables,
+    inbound: &mut Inbound,
+) -> Result<(), CaptureError> {
     let mut pinned = Vec::new();
     for uid in pins.pods()? {
         pinned.extend(pins.places(&uid)?.iter().map(|place| place.netns_cookie));
     }
     for cookie in tables.cookies()? {
-        if !pinned.contains(&cookie) {
-            tables.remove(cookie)?;
+        if !pinned.contains(&cookie)
+            && let Some(number) = tables.remove(cookie)?
+        {
+            inbound.remove(cookie, number)?;
         }
     }
-    Ok(())
+    inbound.remove_orphans(&pinned)
 }
 
 fn netns_cookie(netns: &Netns) -> Result<u64, CaptureError> {

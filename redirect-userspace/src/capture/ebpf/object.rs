@@ -97,6 +97,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
