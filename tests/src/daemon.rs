@@ -13,6 +13,7 @@ use nix::{
     sys::signal::Signal,
     unistd::{SysconfVar, sysconf},
 };
+use redirect::sys::netns::Netns;
 use serde_json::{Value, json};
 
 use crate::{
@@ -32,6 +33,8 @@ const READINESS: &str = "127.0.0.1:15021";
 #[derive(Clone, Debug)]
 pub struct DaemonSpec {
     node: Node,
+    /// The pod that it runs in: dedicated mode.
+    pod: Option<Pod>,
     config: Value,
     pods: Vec<Value>,
     args: Vec<String>,
@@ -40,8 +43,8 @@ pub struct DaemonSpec {
 }
 
 impl DaemonSpec {
-    pub(crate) fn new(node: Node, workloads: PathBuf) -> Self {
-        let dir = node.directory();
+    pub(crate) fn new(node: Node, pod: Option<Pod>, workloads: PathBuf) -> Self {
+        let dir = directory(&node, pod.as_ref());
         let config = json!({
             "node": node.name(),
             "workers": 1,
@@ -53,6 +56,7 @@ impl DaemonSpec {
         let args = vec!["--dev-ca".to_owned()];
         Self {
             node,
+            pod,
             config,
             pods: Vec::new(),
             args,
@@ -147,7 +151,10 @@ impl DaemonSpec {
     pub fn ready_command(&self) -> Command {
         let cgroup = self.cgroup();
         fs::create_dir_all(&cgroup).expect("make the daemon's cgroup");
-        let mut command = self.node.command_in(&cgroup, &self.binary);
+        let mut command = match &self.pod {
+            Some(pod) => pod.command_at(&cgroup, &self.binary),
+            None => self.node.command_in(&cgroup, &self.binary),
+        };
         command
             .arg("run")
             .arg("--config")
@@ -162,7 +169,7 @@ impl DaemonSpec {
 
     /// Writes the configuration file and what it names; gives its path.
     pub fn write_config(&self) -> PathBuf {
-        let dir = self.node.directory();
+        let dir = self.directory();
         fs::create_dir_all(dir.join("state")).expect("make the daemon's state directory");
         self.mount_bpffs();
         let mut config = self.config.clone();
@@ -176,31 +183,60 @@ impl DaemonSpec {
         path
     }
 
-    /// The daemon's own cgroup.
+    /// The daemon's own cgroup; a container of the pod that it runs in.
     pub fn cgroup(&self) -> PathBuf {
-        self.node.cgroup().join("redirect")
+        match &self.pod {
+            Some(pod) => pod.container("redirect"),
+            None => self.node.cgroup().join("redirect"),
+        }
+    }
+
+    /// The namespace that it runs in.
+    pub fn netns(&self) -> &Netns {
+        self.pod.as_ref().map_or(self.node.netns(), Pod::netns)
+    }
+
+    fn directory(&self) -> PathBuf {
+        directory(&self.node, self.pod.as_ref())
     }
 
     /// The node's private bpffs, which holds the pins.
     pub fn bpffs(&self) -> PathBuf {
-        self.node.directory().join("bpf")
+        self.directory().join("bpf")
     }
 
     /// The daemon's state directory.
     pub fn state_dir(&self) -> PathBuf {
-        self.node.directory().join("state")
+        self.directory().join("state")
     }
 
-    /// A command of `redirect` with other arguments, such as `uninstall`, in the node's namespace.
+    /// A command of `redirect` with other arguments, such as `uninstall`, in the daemon's namespace.
     pub fn command(&self) -> Command {
-        self.node.command(&self.binary)
+        match &self.pod {
+            Some(pod) => pod.outside_command(&self.binary),
+            None => self.node.command(&self.binary),
+        }
     }
 
-    /// Mounts the node's bpffs, once.
+    /// Runs `redirect uninstall` on what this daemon left.
+    #[track_caller]
+    pub fn uninstall(&self) {
+        let mut command = self.command();
+        command.arg("uninstall").arg("--bpffs").arg(self.bpffs());
+        command.arg("--state-dir").arg(self.state_dir());
+        let output = command.output().expect("start redirect");
+        assert!(
+            output.status.success(),
+            "uninstall: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    /// Mounts the daemon's own bpffs, once.
     pub fn mount_bpffs(&self) {
         let dir = self.bpffs();
         if !dir.exists() {
-            fs::create_dir(&dir).expect("make the mount point");
+            fs::create_dir_all(&dir).expect("make the mount point");
             mount(
                 Some("bpf"),
                 &dir,
@@ -211,6 +247,12 @@ impl DaemonSpec {
             .expect("mount a bpffs");
         }
     }
+}
+
+/// Where the files of a node's daemon are, or of that in a pod.
+fn directory(node: &Node, pod: Option<&Pod>) -> PathBuf {
+    let dir = node.directory();
+    pod.map_or(dir.clone(), |pod| dir.join(pod.name()))
 }
 
 /// A running daemon. Killed when dropped; shows its log if a test is failing then.
@@ -300,7 +342,7 @@ impl Daemon {
     #[track_caller]
     pub fn get(&self, addr: &str, path: &str) -> Response {
         let addr: SocketAddr = addr.parse().expect("a socket address");
-        http::get(self.spec.node.netns(), addr, path)
+        http::get(self.spec.netns(), addr, path)
             .unwrap_or_else(|error| panic!("GET {addr}{path}: {error}"))
     }
 

@@ -38,6 +38,7 @@ pub mod sys;
 mod testbed;
 mod wait;
 mod wall;
+pub mod way;
 mod workloads;
 
 pub use binaries::{app_binary, redirect_binary};

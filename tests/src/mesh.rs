@@ -8,6 +8,7 @@ use crate::{
     namespace,
     testbed::{Node, Pod, Testbed},
     wall::Wall,
+    way::{Backend, Mode},
     workloads::{Workloads, merge},
 };
 
@@ -35,6 +36,7 @@ pub struct MeshBuilder {
     client: Vec<PodOptions>,
     server: Value,
     netfilter: bool,
+    mode: Mode,
 }
 
 type PodOptions = Box<dyn FnOnce(&Pod) -> Value>;
@@ -53,6 +55,7 @@ impl Mesh {
             client: Vec::new(),
             server: json!({}),
             netfilter: false,
+            mode: Mode::Shared,
         }
     }
 }
@@ -96,6 +99,13 @@ impl MeshBuilder {
         self
     }
 
+    /// Captures both pods by `backend`, with the proxies where `mode` says.
+    #[must_use]
+    pub fn way(mut self, backend: Backend, mode: Mode) -> Self {
+        self.mode = mode;
+        self.config(backend.config()).config(mode.config())
+    }
+
     /// Captures the client by iptables rules of the test's own, not by the daemon's programs.
     #[must_use]
     pub fn by_netfilter(mut self) -> Self {
@@ -129,8 +139,12 @@ impl MeshBuilder {
         self.client
             .into_iter()
             .for_each(|options| merge(&mut client_options, options(&client)));
-        let daemon_a = start(a.daemon(), &client, client_options, self.config_a);
-        let daemon_b = start(b.daemon(), &server, self.server, self.config_b);
+        let spec = |node: &Node, pod: &Pod| match self.mode {
+            Mode::Dedicated => pod.daemon(),
+            Mode::Shared | Mode::Node => node.daemon(),
+        };
+        let daemon_a = start(spec(&a, &client), &client, client_options, self.config_a);
+        let daemon_b = start(spec(&b, &server), &server, self.server, self.config_b);
         Mesh {
             daemon_a,
             daemon_b,

@@ -17,6 +17,7 @@ use crate::{
     leftovers, namespace,
     process::{App, Process},
     run_id::RunId,
+    way::Mode,
     workloads::Workloads,
 };
 
@@ -254,7 +255,11 @@ impl Node {
 
     /// Describes a daemon for this node; nothing runs before [`DaemonSpec::start`].
     pub fn daemon(&self) -> DaemonSpec {
-        DaemonSpec::new(self.clone(), self.shared.directory.join("workloads.yaml"))
+        DaemonSpec::new(
+            self.clone(),
+            None,
+            self.shared.directory.join("workloads.yaml"),
+        )
     }
 
     /// A command that will run in the node's namespace, in a cgroup beside the pods'.
@@ -335,6 +340,13 @@ impl Pod {
     /// The cgroup of a container; `app` always exists, others are made by [`command_in`](Self::command_in).
     pub fn container(&self, name: &str) -> PathBuf {
         self.cgroup().join(name)
+    }
+
+    /// Describes a daemon that runs inside this pod, for it alone; nothing runs before [`DaemonSpec::start`].
+    pub fn daemon(&self) -> DaemonSpec {
+        let workloads = self.node.shared.directory.join("workloads.yaml");
+        let node = Node::clone(&self.node);
+        DaemonSpec::new(node, Some(self.clone()), workloads).config(Mode::Dedicated.config())
     }
 
     /// A command that will run in the pod: its cgroup first, then its namespace, before any socket exists.

@@ -77,7 +77,7 @@ pub fn open(
     };
     match config.backend {
         Backend::Ebpf => Ok(Box::new(ebpf::EbpfCapture::load(config, own()?)?)),
-        Backend::Iptables => by_rules(netfilter::Tool::Iptables),
+        Backend::Iptables => by_rules(netfilter::Tool::of(config.iptables)),
         Backend::Nftables => by_rules(netfilter::Tool::Nftables),
         Backend::None => Ok(Box::new(none::NoCapture::default())),
     }

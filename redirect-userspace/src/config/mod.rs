@@ -136,10 +136,21 @@ pub enum Mode {
     Node,
 }
 
+/// The two programs that are called iptables: they keep their rules in different places of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IptablesVariant {
+    /// The one whose rules are in use in a namespace already, else the one that works.
+    Auto,
+    Nft,
+    Legacy,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct CaptureConfig {
     pub backend: Backend,
     pub mode: Mode,
+    /// With `backend: iptables`: which of its variants carries the rules in.
+    pub iptables: IptablesVariant,
     /// Whether packets that went around capture are dropped on the pod's interface (eBPF).
     pub leak_guard: bool,
     /// A bpffs mount, or a directory where one is mounted if it is missing. Pins go to a folder of ours below it.

@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     AdminConfig, Backend, CaptureConfig, Config, Flags, HboneConfig, Host, IdentityConfig,
-    LogConfig, LogFormat, Mode, ProxyConfig, pods,
+    IptablesVariant, LogConfig, LogFormat, Mode, ProxyConfig, pods,
 };
 use crate::{
     document::{Fields, Mistake, Mistakes, Node, Value},
@@ -146,6 +146,14 @@ impl Reader<'_> {
         let mode = f
             .optional("mode")
             .map_or(Some(Mode::Shared), |node| node.choice(&modes));
+        let variants = [
+            ("auto", IptablesVariant::Auto),
+            ("nft", IptablesVariant::Nft),
+            ("legacy", IptablesVariant::Legacy),
+        ];
+        let iptables = f
+            .optional("iptables")
+            .map_or(Some(IptablesVariant::Auto), |node| node.choice(&variants));
         let leak_guard = boolean(f, "leakGuard", true);
         let bpffs = f
             .optional("bpffs")
@@ -156,6 +164,7 @@ impl Reader<'_> {
         Some(CaptureConfig {
             backend: backend?,
             mode: mode?,
+            iptables: iptables?,
             leak_guard,
             bpffs: bpffs?,
             cgroup,

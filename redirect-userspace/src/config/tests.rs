@@ -58,6 +58,7 @@ fn the_defaults_are_those_of_the_manual() {
         capture: CaptureConfig {
             backend: Backend::Ebpf,
             mode: Mode::Shared,
+            iptables: IptablesVariant::Auto,
             leak_guard: true,
             bpffs: "/sys/fs/bpf".into(),
             cgroup: None,
@@ -106,7 +107,7 @@ network: net-1
 workers: 3
 stateDir: /run/other
 workloads: /etc/w.yaml
-capture: {backend: none, bpffs: /bpf, cgroup: /cg/me, events: true, detachOnExit: true}
+capture: {backend: none, iptables: legacy, bpffs: /bpf, cgroup: /cg/me, events: true, detachOnExit: true}
 proxy: {hold: 0s, connectTimeout: 500ms, drain: 2m, maxConnectionsPerPod: 10}
 hbone: {streamWindow: 64KiB, maxStreamsPerTunnel: 7, maxTunnelsPerPeer: 8, maxInboundTunnels: 9, maxHandshakesPerSource: 10,
   handshakeTimeout: 1s, pingInterval: 2s, pingTimeout: 3s, idleTimeout: 1h}
@@ -151,6 +152,7 @@ fn every_field_is_read() {
     let capture = CaptureConfig {
         backend: Backend::None,
         mode: Mode::Shared,
+        iptables: IptablesVariant::Legacy,
         leak_guard: true,
         bpffs: "/bpf".into(),
         cgroup: Some("/cg/me".into()),

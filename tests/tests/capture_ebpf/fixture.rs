@@ -18,7 +18,7 @@ use std::{
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown as How, recvmsg, shutdown};
 use redirect::{
     capture::{Applied, Capture, CaptureError, Sockets, VerdictCount, ebpf::EbpfCapture},
-    config::{Backend, CaptureConfig, Mode},
+    config::{Backend, CaptureConfig, IptablesVariant, Mode},
     identity::Identity,
     orig_dst::OrigDstResolver,
     pod::{Pod, PodOptions, PodUid},
@@ -201,6 +201,7 @@ pub fn load(bpffs: &Path, cgroup: &Path) -> EbpfCapture {
     let config = CaptureConfig {
         backend: Backend::Ebpf,
         mode: Mode::Shared,
+        iptables: IptablesVariant::Auto,
         leak_guard: true,
         bpffs: bpffs.to_owned(),
         cgroup: None,

@@ -20,6 +20,7 @@ use self::{
 };
 use super::{Applied, Capture, CaptureError, Sockets, none::NoResolver};
 use crate::{
+    config::IptablesVariant,
     orig_dst::OrigDstResolver,
     pod::{Pod, PodUid},
     sys::{
@@ -43,6 +44,17 @@ pub enum Tool {
     IptablesNft,
     IptablesLegacy,
     Nftables,
+}
+
+impl Tool {
+    /// The tool for the iptables that the configuration asks for.
+    pub fn of(variant: IptablesVariant) -> Self {
+        match variant {
+            IptablesVariant::Auto => Self::Iptables,
+            IptablesVariant::Nft => Self::IptablesNft,
+            IptablesVariant::Legacy => Self::IptablesLegacy,
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
