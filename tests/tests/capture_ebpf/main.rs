@@ -1,6 +1,8 @@
 //! The eBPF programs and their loader by themselves, without the daemon.
 
 mod fixture;
+mod inbound;
+mod inbound_options;
 mod lifecycle;
 mod proxy_side;
 mod redirected;

@@ -18,7 +18,7 @@ use self::{
     links::{PROXY_HOOKS, Targets},
     object::Object,
     pins::{Pins, Place},
-    resolver::AcceptedSockets,
+    resolver::{AcceptedSockets, PodNumbers},
     tables::Tables,
 };
 use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters};
@@ -51,6 +51,7 @@ pub struct EbpfCapture {
     counters: VerdictCounters,
     events: bool,
     names: PodNames,
+    numbers: PodNumbers,
     /// Namespaces of pods that this daemon applied, to take the routes back from.
     netns: HashMap<PodUid, Netns>,
 }
@@ -70,7 +71,11 @@ impl EbpfCapture {
         tables.configure(config.events)?;
         let mut inbound = Inbound::open(&mut object)?;
         remove_orphans(&pins, &mut tables, &mut inbound)?;
-        let resolver = Arc::new(AcceptedSockets::new(object.map(names::ACCEPTED)?)?);
+        let numbers = PodNumbers::default();
+        let resolver = Arc::new(AcceptedSockets::new(
+            object.map(names::ACCEPTED)?,
+            numbers.clone(),
+        )?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         links::attach_proxy(&object, &pins, &Cgroup::open(cgroup)?, &PROXY_HOOKS)?;
         Ok(Self {
@@ -82,6 +87,7 @@ impl EbpfCapture {
             counters,
             events: config.events,
             names: PodNames::default(),
+            numbers,
             netns: HashMap::new(),
         })
     }
@@ -105,6 +111,7 @@ impl EbpfCapture {
         let exempt = exempt.collect::<Result<Vec<_>, _>>()?;
         route::add(netns, &pod.ips)?;
         let number = self.tables.add(netns_cookie, pod, ips, &exempt)?;
+        self.numbers.insert(number, &pod.uid);
         self.inbound.add(netns_cookie, number, pod, ips, sockets)
     }
 
@@ -183,6 +190,7 @@ impl Capture for EbpfCapture {
                 links::attach_pod(&self.object, &self.pins, &pod.uid, place, targets, &hooks)
             });
         if applied.is_err() && is_new {
+            self.numbers.remove(&pod.uid);
             _ = self.forget(netns_cookie);
             _ = route::remove(netns);
         }
@@ -217,6 +225,7 @@ impl Capture for EbpfCapture {
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&cookie);
         }
+        self.numbers.remove(uid);
         if let Some(netns) = self.netns.remove(uid) {
             errors.extend(route::remove(&netns).err());
         }
