@@ -3,7 +3,10 @@
 //! Each word is read and written by itself and volatile: when the compiler merges neighbouring accesses, or computes one
 //! address for two branches, the verifier refuses the program ("dereference of modified ctx ptr").
 
-use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+use core::{
+    arch::asm,
+    ptr::{addr_of, addr_of_mut, read_volatile, write_volatile},
+};
 
 use aya_ebpf::{
     bindings::{
@@ -29,6 +32,13 @@ macro_rules! get {
 macro_rules! set {
     // SAFETY: the kernel gave the pointer, and allows this field to be written in this kind of program.
     ($ptr:expr, $($field:tt)+) => { unsafe { |value| write_volatile(addr_of_mut!((*$ptr).$($field)+), value) } };
+}
+
+/// Keeps the compiler from moving the last reads of two branches behind where they meet, as one read.
+#[inline(always)]
+fn end_of_branch() {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("") };
 }
 
 /// A socket call with an address: connect and getpeername.
@@ -318,6 +328,7 @@ impl SkLookup {
     pub fn addrs(&self) -> (Addr, Addr) {
         if get!(self.0, family) == u32::from(AF_INET) {
             let (local, remote) = (get!(self.0, local_ip4), get!(self.0, remote_ip4));
+            end_of_branch();
             return (Addr::from_v4_be(local), Addr::from_v4_be(remote));
         }
         let local = Addr([

@@ -155,10 +155,15 @@ impl Fixture {
 
     /// The sum of the counters with this reason, whatever the hook and verdict.
     pub fn count(&self, reason: &str) -> u64 {
+        self.count_at("", reason)
+    }
+
+    /// The same for hooks whose names begin with `hook`.
+    pub fn count_at(&self, hook: &str, reason: &str) -> u64 {
         let counters = self.capture.as_ref().expect("loaded").counters()();
         counters
             .iter()
-            .filter(|counter| counter.reason == reason)
+            .filter(|counter| counter.reason == reason && counter.hook.starts_with(hook))
             .map(|counter: &VerdictCount| counter.count)
             .sum()
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use redirect::{capture::Capture, pod::PodUid, proxy::client_ip};
-use redirect_tests::{App, Pod, app_binary, wait_until};
+use redirect_tests::{App, Pod, Process, app_binary, wait_until};
 
 use crate::fixture::{Answer, Fixture, PATIENCE, apply, load};
 
@@ -170,11 +170,7 @@ fn two_pods_with_one_address() {
     fixture
         .peer
         .ip(&format!("addr del {}/32 dev lo", fixture.client.ipv4()));
-    expect_captured(
-        &connect(&fixture.peer, target),
-        target,
-        fixture.peer.ipv4(),
-    );
+    expect_captured(&connect(&fixture.peer, target), target, fixture.peer.ipv4());
 }
 
 /// The proxy's connection to the app, with the address of a client that is elsewhere.
@@ -211,11 +207,9 @@ fn the_proxy_of_another_pod_is_captured() {
     let fixture = Fixture::new();
     let app = greeter(&fixture, 8080);
     for (target, source) in both(&fixture, 8080) {
-        let mut command = fixture
-            .peer
-            .command_at(&fixture.proxy_cgroup, app_binary());
+        let mut command = fixture.peer.command_at(&fixture.proxy_cgroup, app_binary());
         command.args(["connect", &target.to_string(), "recv-line"]);
-        let from = App::new(redirect_tests::Process::spawn("proxy".into(), command));
+        let from = App::new(Process::spawn("proxy", command));
         expect_captured(&from, target, source);
     }
     assert!(app.events("accepted").is_empty());
@@ -228,7 +222,7 @@ fn proxy_connect(fixture: &Fixture, options: &[&str], target: SocketAddr) -> App
         .command_at(&fixture.proxy_cgroup, app_binary());
     command.arg("connect").args(options);
     command.args([&target.to_string(), "recv-line"]);
-    App::new(redirect_tests::Process::spawn("proxy".into(), command))
+    App::new(Process::spawn("proxy", command))
 }
 
 #[test]
@@ -250,7 +244,10 @@ fn one_pod_cannot_take_all_places_of_the_proxy() {
     let target = fixture.client.at(8080);
     // Refused, and not captured: it would come back to the proxy for ever.
     expect_refused(&proxy_connect(&fixture, &from_client, target));
-    assert_eq!((fixture.count("flow_limit"), fixture.count("captured")), (2, 0));
+    assert_eq!(
+        (fixture.count("flow_limit"), fixture.count("captured")),
+        (2, 0)
+    );
     assert!(wait_until(PATIENCE, || fixture.entries("rdr_barred") == 0));
     assert!(app.events("accepted").is_empty());
     client_ip::clean(fixture.client.netns()).expect("clean");
@@ -267,8 +264,12 @@ fn what_only_looks_like_the_proxy_is_captured() {
         let mut command = fixture.peer.command(app_binary());
         command.arg("connect").args(options);
         command.args([&target.to_string(), "recv-line"]);
-        let from = App::new(redirect_tests::Process::spawn("forger".into(), command));
-        expect_captured(&from, target, source.parse::<SocketAddr>().expect("one").ip());
+        let from = App::new(Process::spawn("forger", command));
+        expect_captured(
+            &from,
+            target,
+            source.parse::<SocketAddr>().expect("one").ip(),
+        );
     }
     assert!(app.events("accepted").is_empty());
 }
@@ -307,11 +308,7 @@ fn without_a_listener_connections_are_refused() {
     fixture.listen();
     fixture.apply();
     let target = fixture.client.at6(8080);
-    expect_captured(
-        &connect(&fixture.peer, target),
-        target,
-        fixture.peer.ipv6(),
-    );
+    expect_captured(&connect(&fixture.peer, target), target, fixture.peer.ipv6());
 }
 
 #[test]

@@ -52,7 +52,10 @@ fn excluded_ports_and_sources() {
     let [_, (target6, source6)] = both(&fixture, 8080);
     expect_captured(&connect(&fixture.peer, target6), target6, source6);
     assert_eq!(
-        (fixture.count("excluded_port"), fixture.count("excluded_net")),
+        (
+            fixture.count("excluded_port"),
+            fixture.count("excluded_net")
+        ),
         (2, 1)
     );
 }

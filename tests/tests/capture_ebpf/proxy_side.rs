@@ -10,7 +10,7 @@ use std::{
 use redirect::capture::Capture;
 use redirect_tests::{sys, wait_until};
 
-use crate::fixture::{Answer, Fixture, PATIENCE, error_name, listener, pins};
+use crate::fixture::{Fixture, PATIENCE, error_name, listener, pins};
 
 fn addr(text: &str) -> SocketAddr {
     text.parse().expect("an address")

@@ -85,15 +85,14 @@ impl Tables {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(&pod.options, ips, number);
+        let entry = entry(pod, ips, number);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
                 .map_err(at(names::PENDING, number))?;
         }
         let of_pod = |key_pod: u32| key_pod == number;
-        let own: Vec<_> = extra_ips(ips)
-            .into_iter()
+        let own: Vec<_> = extra_ips(pod, ips)
             .map(|ip| OwnKey {
                 pod: number,
                 addr: ip.into(),
@@ -207,10 +206,13 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(options: &PodOptions, ips: &[IpAddr], number: u32) -> PodEntry {
-    let first = |want_v4: bool| ips.iter().copied().find(|ip| ip.is_ipv4() == want_v4);
+fn entry(pod: &Pod, ips: &[IpAddr], number: u32) -> PodEntry {
+    let options = &pod.options;
     let flags = [
-        (!extra_ips(ips).is_empty(), pod_flags::MORE_ADDRESSES),
+        (
+            extra_ips(pod, ips).next().is_some(),
+            pod_flags::MORE_ADDRESSES,
+        ),
         (
             !options.exclude_outbound_ports.is_empty(),
             pod_flags::EXCLUDED_PORTS,
@@ -241,8 +243,8 @@ fn entry(options: &PodOptions, ips: &[IpAddr], number: u32) -> PodEntry {
         ),
     ];
     PodEntry {
-        v4: first(true).map_or(Addr::UNSPECIFIED, Addr::from),
-        v6: first(false).map_or(Addr::UNSPECIFIED, Addr::from),
+        v4: first(pod, true).map_or(Addr::UNSPECIFIED, Addr::from),
+        v6: first(pod, false).map_or(Addr::UNSPECIFIED, Addr::from),
         pod: number,
         flags: union(&flags),
         outbound_port: ports::OUTBOUND,
@@ -256,12 +258,18 @@ pub(super) fn union(flags: &[(bool, u32)]) -> u32 {
     set.fold(0, |union, (_, flag)| union | flag)
 }
 
-/// The addresses beyond the first of each family.
-fn extra_ips(ips: &[IpAddr]) -> Vec<IpAddr> {
-    let v4 = ips.iter().filter(|ip| ip.is_ipv4()).skip(1);
-    v4.chain(ips.iter().filter(|ip| ip.is_ipv6()).skip(1))
+/// The first declared address of a family.
+fn first(pod: &Pod, v4: bool) -> Option<IpAddr> {
+    let ips = pod.ips.iter().map(IpAddr::to_canonical);
+    ips.into_iter().find(|ip| ip.is_ipv4() == v4)
+}
+
+/// The addresses beyond these.
+fn extra_ips(pod: &Pod, ips: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+    let first = [first(pod, true), first(pod, false)];
+    ips.iter()
         .copied()
-        .collect()
+        .filter(move |ip| !first.contains(&Some(*ip)))
 }
 
 fn port_keys(options: &PodOptions, number: u32) -> Vec<PortKey> {
