@@ -214,6 +214,48 @@ fn targets_by_what_the_socket_is_bound_to() {
 }
 
 #[test]
+fn ports_and_marks_that_are_ours() {
+    for (is_tcp, port, expected) in [
+        (true, 15_001, true),
+        (true, 15_006, true),
+        (true, 15_008, true),
+        (true, 15_053, true),
+        (false, 15_053, true),
+        (false, 15_008, false),
+        (true, 15_000, false),
+        (true, 15_021, false),
+        (true, 0, false),
+    ] {
+        assert_eq!(decide::is_own_port(is_tcp, port), expected, "{port}");
+    }
+    for (mark, expected) in [
+        (0x539, true),
+        (0x111, true),
+        (0xffff_f539, true),
+        (0x1111, true),
+        (0x538, false),
+        (0, false),
+    ] {
+        assert_eq!(decide::is_own_mark(mark), expected, "{mark:#x}");
+    }
+}
+
+#[test]
+fn the_proxy_of_a_dedicated_pod() {
+    for (flags, exempt, expected) in [
+        (0, true, false),
+        (pod_flags::DEDICATED, true, true),
+        (pod_flags::DEDICATED, false, false),
+    ] {
+        let tables = Tables {
+            exempt,
+            ..Tables::default()
+        };
+        assert_eq!(decide::is_proxy(&pod(flags), &tables), expected, "{flags}");
+    }
+}
+
+#[test]
 fn without_a_proxy() {
     for (flags, listening, passes) in [
         (0, false, false),

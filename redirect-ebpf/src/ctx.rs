@@ -299,7 +299,27 @@ impl Sockopt {
         true
     }
 
-    /// Leaves the answer as the kernel gave it. For a buffer of over a page, older kernels want to be told that.
+    /// The number that the caller gives, if it is one.
+    #[inline(always)]
+    pub fn value(&self) -> Option<u32> {
+        let start = get!(self.0, __bindgen_anon_2.optval) as *const u8;
+        let end = get!(self.0, __bindgen_anon_3.optval_end) as *const u8;
+        // SAFETY: the comparison bounds the read, which is what the verifier wants to see.
+        unsafe {
+            if start.add(size_of::<u32>()) > end {
+                return None;
+            }
+            Some(start.cast::<u32>().read_unaligned())
+        }
+    }
+
+    #[inline(always)]
+    pub fn netns_cookie(&self) -> u64 {
+        // SAFETY: the context as the kernel gave it.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    /// Leaves the answer as the kernel gave it, or the value as the caller did. For a buffer of over a page, older kernels want to be told that.
     #[inline(always)]
     pub fn leave(&self) {
         const PAGE: i32 = 4096;

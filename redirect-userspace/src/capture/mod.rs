@@ -42,8 +42,9 @@ pub trait Capture: Send {
         Arc::new(Vec::new)
     }
 
-    /// Begins to log decisions, where the configuration asks for it. Called inside the daemon's runtime.
-    fn start_events(&mut self) {}
+    /// Begins what goes on beside the pods: to log decisions, where the configuration asks for it, and to follow changes on the
+    /// node. Called once, inside the daemon's runtime.
+    fn start(&mut self) {}
 }
 
 /// The proxy's listening sockets for one pod.

@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     AdminConfig, Backend, CaptureConfig, Config, Flags, HboneConfig, Host, IdentityConfig,
-    IptablesVariant, LogConfig, LogFormat, Mode, ProxyConfig, pods,
+    IptablesVariant, LogConfig, LogFormat, Mode, ProberCgroups, ProxyConfig, pods,
 };
 use crate::{
     document::{Fields, Mistake, Mistakes, Node, Value},
@@ -155,6 +155,7 @@ impl Reader<'_> {
             .optional("iptables")
             .map_or(Some(IptablesVariant::Auto), |node| node.choice(&variants));
         let leak_guard = boolean(f, "leakGuard", true);
+        let probers = section(f, "probes", |f| Some(probers(f)));
         let bpffs = f
             .optional("bpffs")
             .map_or(Some("/sys/fs/bpf".into()), |node| absolute(&node));
@@ -166,6 +167,7 @@ impl Reader<'_> {
             mode: mode?,
             iptables: iptables?,
             leak_guard,
+            probers: probers?,
             bpffs: bpffs?,
             cgroup,
             events,
@@ -354,6 +356,13 @@ fn hbone(f: &mut Fields<'_>) -> Option<HboneConfig> {
         stream_window: u32::try_from(window?).ok()?,
         ..config
     })
+}
+
+fn probers(f: &mut Fields<'_>) -> ProberCgroups {
+    match f.optional("cgroups") {
+        Some(node) if !node.is_text("auto") => ProberCgroups::Paths(node.each(absolute)),
+        _ => ProberCgroups::Auto,
+    }
 }
 
 fn admin(f: &mut Fields<'_>) -> Option<AdminConfig> {

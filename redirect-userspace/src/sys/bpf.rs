@@ -36,9 +36,12 @@ const BPF_SK_LOOKUP: u32 = 36;
 #[repr(u32)]
 pub enum CgroupHook {
     SockOps = 3,
+    Bind4 = 8,
+    Bind6 = 9,
     Connect4 = 10,
     Connect6 = 11,
     Getsockopt = 21,
+    Setsockopt = 22,
     Getpeername4 = 29,
     Getpeername6 = 30,
 }

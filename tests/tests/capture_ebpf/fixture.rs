@@ -18,7 +18,7 @@ use std::{
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown as How, recvmsg, shutdown};
 use redirect::{
     capture::{Applied, Capture, CaptureError, Sockets, VerdictCount, ebpf::EbpfCapture},
-    config::{Backend, CaptureConfig, IptablesVariant, Mode},
+    config::{Backend, CaptureConfig, IptablesVariant, Mode, ProberCgroups},
     identity::Identity,
     orig_dst::OrigDstResolver,
     pod::{Pod, PodOptions, PodUid},
@@ -223,11 +223,17 @@ pub fn apply(capture: &mut EbpfCapture, pod: &Pod, netns: &Netns) -> Result<Appl
 }
 
 pub fn load(bpffs: &Path, cgroup: &Path) -> EbpfCapture {
+    load_with(bpffs, cgroup, Vec::new())
+}
+
+/// With programs on the cgroups of probers.
+pub fn load_with(bpffs: &Path, cgroup: &Path, probers: Vec<PathBuf>) -> EbpfCapture {
     let config = CaptureConfig {
         backend: Backend::Ebpf,
         mode: Mode::Shared,
         iptables: IptablesVariant::Auto,
         leak_guard: true,
+        probers: ProberCgroups::Paths(probers),
         bpffs: bpffs.to_owned(),
         cgroup: None,
         events: false,

@@ -4,6 +4,8 @@ mod fixture;
 mod inbound;
 mod inbound_options;
 mod lifecycle;
+mod ports;
+mod probes;
 mod proxy_side;
 mod redirected;
 mod told;

@@ -175,7 +175,8 @@ fn flags(options: &PodOptions) -> u32 {
     ])
 }
 
-/// The addresses of `pod`: those that are declared, then others that interfaces in its namespace have.
+/// The addresses at which `pod` is reached: those that are declared, then others that interfaces in its namespace have. These
+/// are none that the pod may speak with: for that, only what is declared counts.
 ///
 /// Not link-local ones, which say nothing beyond their link: what comes to them is refused, as is what comes to addresses that
 /// are added later.

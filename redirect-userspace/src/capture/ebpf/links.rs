@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     super::{Applied, CaptureError},
-    object::Object,
+    object::Programs,
     pins::{Pins, Place},
 };
 use crate::{
@@ -42,7 +42,10 @@ const fn hook(kind: CgroupHook, pin: &'static str, program: &'static str) -> Hoo
 
 /// On a pod's cgroup and network namespace, in the order of attaching: connections are steered only when all that follows is
 /// ready for them.
-pub const POD_HOOKS: [Hook; 6] = [
+pub const POD_HOOKS: [Hook; 9] = [
+    hook(CgroupHook::Bind4, "bind4", "rdr_bind4"),
+    hook(CgroupHook::Bind6, "bind6", "rdr_bind6"),
+    hook(CgroupHook::Setsockopt, "setsockopt", "rdr_setsockopt"),
     hook(CgroupHook::SockOps, "sock_ops", "rdr_pod_ops"),
     hook(CgroupHook::Getpeername4, "getpeername4", "rdr_peername4"),
     hook(CgroupHook::Getpeername6, "getpeername6", "rdr_peername6"),
@@ -118,7 +121,7 @@ impl<'a> Targets<'a> {
 
 /// Attaches what is missing on a pod's cgroup and network namespace, and puts this daemon's programs into the links that are there.
 pub fn attach_pod(
-    object: &Object,
+    programs: &Programs,
     pins: &Pins,
     uid: &PodUid,
     place: Place,
@@ -127,10 +130,10 @@ pub fn attach_pod(
 ) -> Result<Applied, CaptureError> {
     let directory = pins.place(uid, place)?;
     if directory.exists() {
-        return adopt(object, &directory, targets, hooks);
+        return adopt(programs, &directory, targets, hooks);
     }
     let staged = pins.stage(uid, place)?;
-    attach_all(object, &staged, targets, hooks)
+    attach_all(programs, &staged, targets, hooks)
         .inspect_err(|_| _ = super::pins::remove_links(&staged))?;
     fs::rename(&staged, &directory).map_err(|error| {
         CaptureError::kernel("rename the new links to", directory.display(), &error)
@@ -140,64 +143,64 @@ pub fn attach_pod(
 
 /// Attaches the proxy's programs to the daemon's cgroup; those of earlier daemons' cgroups go.
 pub fn attach_proxy(
-    object: &Object,
+    programs: &Programs,
     pins: &Pins,
     cgroup: &Cgroup,
     hooks: &[Hook],
 ) -> Result<(), CaptureError> {
-    attach_in(object, &pins.proxy(cgroup.id), cgroup, hooks)?;
+    attach_in(programs, &pins.proxy(cgroup.id), cgroup, hooks)?;
     pins.remove_other_proxies(cgroup.id)
 }
 
 /// Attaches the programs for whoever probes pods; those of cgroups that are not among `cgroups` go.
 pub fn attach_probers(
-    object: &Object,
+    programs: &Programs,
     pins: &Pins,
     cgroups: &[Cgroup],
     hooks: &[Hook],
 ) -> Result<(), CaptureError> {
     for cgroup in cgroups {
-        attach_in(object, &pins.prober(cgroup.id), cgroup, hooks)?;
+        attach_in(programs, &pins.prober(cgroup.id), cgroup, hooks)?;
     }
     let keep: Vec<_> = cgroups.iter().map(|cgroup| cgroup.id).collect();
     pins.remove_other_probers(&keep)
 }
 
 fn attach_in(
-    object: &Object,
+    programs: &Programs,
     directory: &Path,
     cgroup: &Cgroup,
     hooks: &[Hook],
 ) -> Result<(), CaptureError> {
     let targets = Targets::cgroup(cgroup);
     if directory.exists() {
-        return adopt(object, directory, targets, hooks).map(drop);
+        return adopt(programs, directory, targets, hooks).map(drop);
     }
     fs::create_dir(directory)
         .map_err(|error| CaptureError::kernel("create", directory.display(), &error))?;
-    attach_all(object, directory, targets, hooks)
+    attach_all(programs, directory, targets, hooks)
 }
 
 fn attach_all(
-    object: &Object,
+    programs: &Programs,
     directory: &Path,
     targets: Targets<'_>,
     hooks: &[Hook],
 ) -> Result<(), CaptureError> {
     hooks
         .iter()
-        .try_for_each(|hook| attach(object, directory, targets, hook))
+        .try_for_each(|hook| attach(programs, directory, targets, hook))
 }
 
 fn attach(
-    object: &Object,
+    programs: &Programs,
     directory: &Path,
     targets: Targets<'_>,
     hook: &Hook,
 ) -> Result<(), CaptureError> {
     let pin = directory.join(hook.pin);
     let link = targets
-        .link(object.program(hook.program)?, hook.kind)
+        .link(programs.get(hook.program)?, hook.kind)
         .map_err(|error| {
             let object = format!("{} to {}", hook.program, targets.name(hook.kind));
             CaptureError::kernel("attach", object, &error)
@@ -208,7 +211,7 @@ fn attach(
 
 /// Goes on with the links in `directory`, all of which are to be on `targets`.
 fn adopt(
-    object: &Object,
+    programs: &Programs,
     directory: &Path,
     targets: Targets<'_>,
     hooks: &[Hook],
@@ -225,7 +228,7 @@ fn adopt(
         match link {
             // Another daemon's build may have other programs; replaced in place, no connect passes in between.
             Some(link) if bpf::link_target(link.as_fd()).is_ok_and(|to| targets.is(to)) => {
-                bpf::replace_program(link.as_fd(), object.program(hook.program)?)
+                bpf::replace_program(link.as_fd(), programs.get(hook.program)?)
                     .map_err(|error| fail("replace the program of the link", error))?;
             }
             // Dead, or not ours: what was removed takes its links with it.
@@ -233,7 +236,7 @@ fn adopt(
                 if found.is_some() {
                     fs::remove_file(&pin).map_err(|error| fail("remove the dead link", error))?;
                 }
-                attach(object, directory, targets, hook)?;
+                attach(programs, directory, targets, hook)?;
                 applied = Applied::Attached;
             }
         }

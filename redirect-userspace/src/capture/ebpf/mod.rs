@@ -18,6 +18,7 @@ use self::{
     links::{PROXY_HOOKS, Targets},
     object::Object,
     pins::{Pins, Place},
+    prober::Prober,
     resolver::{AcceptedSockets, PodNumbers},
     tables::Tables,
 };
@@ -35,6 +36,8 @@ mod inbound;
 mod links;
 mod object;
 mod pins;
+mod prober;
+mod reserved;
 mod resolver;
 mod route;
 mod tables;
@@ -47,6 +50,8 @@ pub struct EbpfCapture {
     pins: Pins,
     tables: Tables,
     inbound: Inbound,
+    /// Until it is on its own way.
+    prober: Option<Prober>,
     resolver: Arc<AcceptedSockets>,
     counters: VerdictCounters,
     events: bool,
@@ -77,10 +82,21 @@ impl EbpfCapture {
             numbers.clone(),
         )?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
-        links::attach_proxy(&object, &pins, &Cgroup::open(cgroup)?, &PROXY_HOOKS)?;
+        links::attach_proxy(
+            object.programs(),
+            &pins,
+            &Cgroup::open(cgroup)?,
+            &PROXY_HOOKS,
+        )?;
+        let prober = Prober::attach(
+            object.programs().clone(),
+            pins.clone(),
+            config.probers.clone(),
+        )?;
         Ok(Self {
             object,
             pins,
+            prober: Some(prober),
             tables,
             inbound,
             resolver,
@@ -110,7 +126,8 @@ impl EbpfCapture {
             .map(|path| Cgroup::open(path).map(|cgroup| cgroup.id));
         let exempt = exempt.collect::<Result<Vec<_>, _>>()?;
         route::add(netns, &pod.ips)?;
-        let number = self.tables.add(netns_cookie, pod, ips, &exempt)?;
+        reserved::add(netns)?;
+        let number = self.tables.add(netns_cookie, pod, &exempt)?;
         self.numbers.insert(number, &pod.uid);
         self.inbound.add(netns_cookie, number, pod, ips, sockets)
     }
@@ -187,12 +204,19 @@ impl Capture for EbpfCapture {
                     netns: Some(netns),
                 };
                 let hooks = links::pod_hooks(&pod.options);
-                links::attach_pod(&self.object, &self.pins, &pod.uid, place, targets, &hooks)
+                links::attach_pod(
+                    self.object.programs(),
+                    &self.pins,
+                    &pod.uid,
+                    place,
+                    targets,
+                    &hooks,
+                )
             });
         if applied.is_err() && is_new {
             self.numbers.remove(&pod.uid);
             _ = self.forget(netns_cookie);
-            _ = route::remove(netns);
+            _ = clean_netns(netns);
         }
         let applied = applied?;
         for old in self.pins.remove_other_places(&pod.uid, place)? {
@@ -227,7 +251,7 @@ impl Capture for EbpfCapture {
         }
         self.numbers.remove(uid);
         if let Some(netns) = self.netns.remove(uid) {
-            errors.extend(route::remove(&netns).err());
+            errors.extend(clean_netns(&netns).err());
         }
         CaptureError::collect(errors)
     }
@@ -248,7 +272,10 @@ impl Capture for EbpfCapture {
         self.counters.clone()
     }
 
-    fn start_events(&mut self) {
+    fn start(&mut self) {
+        if let Some(prober) = self.prober.take() {
+            tokio::spawn(prober.follow());
+        }
         self.object.start_log();
         if !self.events {
             return;
@@ -267,7 +294,8 @@ pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
 
 /// See [`super::clean_netns`].
 pub fn clean_netns(netns: &Netns) -> Result<(), CaptureError> {
-    route::remove(netns)
+    let results = [route::remove(netns), reserved::remove(netns)];
+    CaptureError::collect(results.into_iter().filter_map(Result::err).collect())
 }
 
 /// Removes map entries of pods without pins: a daemon was killed between one step and the next.

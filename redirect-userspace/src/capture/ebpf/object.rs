@@ -1,11 +1,15 @@
 //! The embedded object: its programs, loaded into the kernel, and its maps, pinned.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::Map,
-    programs::{Program, ProgramError, ProgramType},
+    programs::{Program, ProgramError, ProgramFd, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
 use redirect_common::maps::names;
@@ -16,7 +20,11 @@ use crate::sys::bpf;
 /// The programs with their maps.
 pub struct Object {
     ebpf: Ebpf,
+    programs: Arc<Programs>,
 }
+
+/// Descriptors of the loaded programs, by their names.
+pub struct Programs(HashMap<String, ProgramFd>);
 
 impl Object {
     /// Loads all programs. Maps that are pinned already are used on.
@@ -37,11 +45,14 @@ impl Object {
         let mut ebpf = loader
             .load(bytes)
             .map_err(|error| CaptureError::kernel("load", "the eBPF object", &error))?;
+        let mut programs = HashMap::new();
         for (name, program) in ebpf.programs_mut() {
-            load(program)
+            let descriptor = load(program)
                 .map_err(|error| CaptureError::kernel("load the eBPF program", name, &error))?;
+            programs.insert(name.to_owned(), descriptor);
         }
-        Ok(Self { ebpf })
+        let programs = Arc::new(Programs(programs));
+        Ok(Self { ebpf, programs })
     }
 
     /// A map, to be taken once.
@@ -56,19 +67,8 @@ impl Object {
             })
     }
 
-    /// A program's descriptor.
-    pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, CaptureError> {
-        let missing = || CaptureError::Kernel {
-            call: "find",
-            object: format!("program {name}"),
-            cause: "it is not in the eBPF object".into(),
-            hint: "; the programs were built from other sources than the daemon",
-        };
-        let program = self.ebpf.program(name).ok_or_else(missing)?;
-        Ok(program
-            .fd()
-            .map_err(|error| CaptureError::kernel("use program", name, &error))?
-            .as_fd())
+    pub fn programs(&self) -> &Arc<Programs> {
+        &self.programs
     }
 
     /// Passes on what the programs log, if they do. Inside the daemon's runtime.
@@ -92,14 +92,27 @@ impl Object {
     }
 }
 
-fn load(program: &mut Program) -> Result<(), ProgramError> {
+impl Programs {
+    pub fn get(&self, name: &'static str) -> Result<BorrowedFd<'_>, CaptureError> {
+        let program = self.0.get(name).ok_or_else(|| CaptureError::Kernel {
+            call: "find",
+            object: format!("program {name}"),
+            cause: "it is not in the eBPF object".into(),
+            hint: "; the programs were built from other sources than the daemon",
+        })?;
+        Ok(program.as_fd())
+    }
+}
+
+fn load(program: &mut Program) -> Result<ProgramFd, ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::SkLookup(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
-    }
+    }?;
+    Ok(program.fd()?.try_clone()?)
 }
 
 /// `aya_log_common::Level::Debug`.
@@ -110,7 +123,8 @@ fn is_logging() -> bool {
     tracing::enabled!(target: "redirect_ebpf", tracing::Level::DEBUG)
 }
 
-/// Linux 5.18; without it, a getsockopt with a bad length gets the kernel's own answer instead of EINVAL.
+/// Linux 5.18; without it, a getsockopt with a bad length gets the kernel's own answer instead of EINVAL, and an app that binds
+/// a port of ours gets EPERM instead of EADDRINUSE.
 fn has_set_retval() -> bool {
     is_helper_supported(ProgramType::CgroupSockopt, BpfHelper::BPF_FUNC_set_retval).unwrap_or(false)
 }

@@ -31,6 +31,7 @@ const STAGED: &str = "new-";
 const NAME_MAX: usize = 255;
 
 /// Our folder of this ABI version.
+#[derive(Clone)]
 pub struct Pins {
     ours: PathBuf,
     root: PathBuf,

@@ -71,13 +71,12 @@ impl Tables {
         self.pods.get(&netns_cookie, 0).is_ok()
     }
 
-    /// Tells the programs of a pod, or of what has changed about it, and returns the pod's number. `ips` are all addresses in
-    /// its namespace, the declared ones first; `exempt` are ids of cgroups.
+    /// Tells the programs of a pod, or of what has changed about it, and returns the number by which they
+    /// know it. `exempt` are ids of cgroups.
     pub fn add(
         &mut self,
         netns_cookie: u64,
         pod: &Pod,
-        ips: &[IpAddr],
         exempt: &[u64],
     ) -> Result<u32, CaptureError> {
         let known = self.pods.get(&netns_cookie, 0).map(|entry| entry.0).ok();
@@ -85,14 +84,14 @@ impl Tables {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(pod, ips, number);
+        let entry = entry(pod, number);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
                 .map_err(at(names::PENDING, number))?;
         }
         let of_pod = |key_pod: u32| key_pod == number;
-        let own: Vec<_> = extra_ips(pod, ips)
+        let own: Vec<_> = extra_ips(pod)
             .map(|ip| OwnKey {
                 pod: number,
                 addr: ip.into(),
@@ -206,13 +205,10 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(pod: &Pod, ips: &[IpAddr], number: u32) -> PodEntry {
+fn entry(pod: &Pod, number: u32) -> PodEntry {
     let options = &pod.options;
     let flags = [
-        (
-            extra_ips(pod, ips).next().is_some(),
-            pod_flags::MORE_ADDRESSES,
-        ),
+        (extra_ips(pod).next().is_some(), pod_flags::MORE_ADDRESSES),
         (
             !options.exclude_outbound_ports.is_empty(),
             pod_flags::EXCLUDED_PORTS,
@@ -264,12 +260,11 @@ fn first(pod: &Pod, v4: bool) -> Option<IpAddr> {
     ips.into_iter().find(|ip| ip.is_ipv4() == v4)
 }
 
-/// The addresses beyond these.
-fn extra_ips(pod: &Pod, ips: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+/// The declared addresses beyond these.
+fn extra_ips(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     let first = [first(pod, true), first(pod, false)];
-    ips.iter()
-        .copied()
-        .filter(move |ip| !first.contains(&Some(*ip)))
+    let ips = pod.ips.iter().map(IpAddr::to_canonical);
+    ips.filter(move |ip| !first.contains(&Some(*ip)))
 }
 
 fn port_keys(options: &PodOptions, number: u32) -> Vec<PortKey> {
