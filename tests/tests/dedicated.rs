@@ -68,7 +68,7 @@ fn probes_and_metrics_are_answered_at_the_pods_addresses() {
     for at in addresses(&mesh.client, 15020) {
         let response = get(mesh.outsider.netns(), at, "/metrics").expect("reachable");
         assert!(
-            response.body.contains("redirect_pods{"),
+            response.body.contains("redirect_pods_captured{"),
             "{}",
             response.body
         );
