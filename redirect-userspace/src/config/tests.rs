@@ -1,3 +1,4 @@
+mod modes;
 mod properties;
 
 use std::net::IpAddr;
@@ -63,6 +64,7 @@ fn the_defaults_are_those_of_the_manual() {
             probers: ProberCgroups::Auto,
             bpffs: "/sys/fs/bpf".into(),
             cgroup: None,
+            exempt_uid: None,
             events: false,
             detach_on_exit: false,
         },
@@ -159,6 +161,7 @@ fn every_field_is_read() {
         probers: ProberCgroups::Paths(vec!["/cg/kubelet".into()]),
         bpffs: "/bpf".into(),
         cgroup: Some("/cg/me".into()),
+        exempt_uid: None,
         events: true,
         detach_on_exit: true,
     };

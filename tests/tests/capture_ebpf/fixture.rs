@@ -236,6 +236,7 @@ pub fn load_with(bpffs: &Path, cgroup: &Path, probers: Vec<PathBuf>) -> EbpfCapt
         probers: ProberCgroups::Paths(probers),
         bpffs: bpffs.to_owned(),
         cgroup: None,
+        exempt_uid: None,
         events: false,
         detach_on_exit: false,
     };

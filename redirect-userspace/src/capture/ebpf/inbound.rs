@@ -17,6 +17,7 @@ use redirect_common::{
 use super::{
     super::{CaptureError, Sockets},
     object::Object,
+    subject::Subject,
     tables::{at, ignore_missing, typed, union},
 };
 use crate::{
@@ -60,15 +61,14 @@ impl Inbound {
         })
     }
 
-    /// Steers what comes to `ips` to `sockets`: from now on, or anew. `number` is the pod's.
+    /// Steers what comes to the pod to `sockets`: from now on, or anew. `number` is the pod's.
     pub fn add(
         &mut self,
-        netns_cookie: u64,
         number: u32,
-        pod: &Pod,
-        ips: &[IpAddr],
+        subject: &Subject<'_>,
         sockets: &Sockets<'_>,
     ) -> Result<(), CaptureError> {
+        let (netns_cookie, ips) = (subject.netns_cookie, &subject.ips);
         for (kind, socket) in [
             (SocketKind::Outbound, sockets.outbound),
             (SocketKind::InboundPlaintext, sockets.inbound_plaintext),
@@ -79,7 +79,7 @@ impl Inbound {
         let entry = Plain(InboundEntry {
             netns_cookie,
             pod: number,
-            flags: flags(&pod.options),
+            flags: flags(&subject.pod.options, subject.is_dedicated),
         });
         for ip in ips {
             self.entries
@@ -148,7 +148,7 @@ impl Inbound {
     }
 }
 
-fn flags(options: &PodOptions) -> u32 {
+fn flags(options: &PodOptions, is_dedicated: bool) -> u32 {
     union(&[
         (
             !options.exclude_inbound_ports.is_empty(),
@@ -172,6 +172,7 @@ fn flags(options: &PodOptions) -> u32 {
             inbound_flags::PASS_ON_FAILURE,
         ),
         (options.probe_ports.is_some(), inbound_flags::PROBED_PORTS),
+        (is_dedicated, inbound_flags::SERVES_ADMIN),
     ])
 }
 
@@ -181,6 +182,10 @@ fn flags(options: &PodOptions) -> u32 {
 /// Not link-local ones, which say nothing beyond their link: what comes to them is refused, as is what comes to addresses that
 /// are added later.
 pub fn addresses(pod: &Pod, netns: &Netns) -> Result<Vec<IpAddr>, CaptureError> {
+    // Those of a namespace that it shares are not its own.
+    if pod.cgroup_only.is_some() {
+        return Ok(Vec::new());
+    }
     let mut ips: Vec<_> = pod.ips.iter().map(IpAddr::to_canonical).collect();
     let found = netns.run(on_interfaces).and_then(|found| found);
     let found = found.map_err(|error| {
@@ -234,7 +239,8 @@ mod tests {
     #[test]
     fn options_as_flags() {
         let plain = PodOptions::default();
-        assert_eq!(flags(&plain), 0);
+        assert_eq!(flags(&plain, false), 0);
+        assert_eq!(flags(&plain, true), inbound_flags::SERVES_ADMIN);
         let options = PodOptions {
             exclude_inbound_ports: vec![1],
             include_inbound_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
@@ -244,6 +250,6 @@ mod tests {
         };
         use inbound_flags::*;
         let expected = EXCLUDED_PORTS | INCLUDED_NETS | BYPASS | PROBED_PORTS;
-        assert_eq!(flags(&options), expected);
+        assert_eq!(flags(&options, false), expected);
     }
 }

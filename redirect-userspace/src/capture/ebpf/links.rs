@@ -12,7 +12,7 @@ use super::{
     pins::{Pins, Place},
 };
 use crate::{
-    pod::{PodOptions, PodUid},
+    pod::{Pod, PodUid},
     sys::{
         bpf::{self, CgroupHook, LinkTarget},
         cgroup::Cgroup,
@@ -58,15 +58,18 @@ pub const POD_HOOKS: [Hook; 9] = [
     hook(CgroupHook::Connect6, "connect6", "rdr_connect6"),
 ];
 
-/// The hooks of a pod: one that bypasses inbound capture has a program there that is laxer.
-pub fn pod_hooks(options: &PodOptions) -> [Hook; POD_HOOKS.len()] {
-    POD_HOOKS.map(|hook| match hook.kind {
-        Kind::Netns if options.bypass_inbound => Hook {
+/// The hooks of a pod: one that bypasses inbound capture has a program there that is laxer, and one that shares its namespace
+/// with others has none that would see theirs.
+pub fn pod_hooks(pod: &Pod) -> Vec<Hook> {
+    let laxer = |hook: Hook| match hook.kind {
+        Kind::Netns if pod.options.bypass_inbound => Hook {
             program: "rdr_lookup_any",
             ..hook
         },
         _ => hook,
-    })
+    };
+    let is_fit = |hook: &Hook| pod.cgroup_only.is_none() || !matches!(hook.kind, Kind::Netns);
+    POD_HOOKS.into_iter().filter(is_fit).map(laxer).collect()
 }
 
 /// On the proxy's cgroup.

@@ -5,8 +5,6 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
-    os::unix::net::UnixDatagram,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -17,9 +15,10 @@ use self::{
     inbound::Inbound,
     links::{PROXY_HOOKS, Targets},
     object::Object,
-    pins::{Pins, Place},
+    pins::Pins,
     prober::Prober,
     resolver::{AcceptedSockets, PodNumbers},
+    subject::Subject,
     tables::Tables,
 };
 use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters};
@@ -27,7 +26,7 @@ use crate::{
     config::CaptureConfig,
     orig_dst::OrigDstResolver,
     pod::{Pod, PodUid},
-    sys::{bpf, bpffs, cgroup::Cgroup, netns::Netns},
+    sys::{bpffs, cgroup::Cgroup, netns::Netns},
 };
 
 mod counters;
@@ -40,6 +39,7 @@ mod prober;
 mod reserved;
 mod resolver;
 mod route;
+mod subject;
 mod tables;
 
 /// Names of captured pods by the cookie of their network namespace, for events.
@@ -47,6 +47,8 @@ type PodNames = Arc<RwLock<HashMap<u64, PodUid>>>;
 
 pub struct EbpfCapture {
     object: Object,
+    /// The daemon's.
+    own: Cgroup,
     pins: Pins,
     tables: Tables,
     inbound: Inbound,
@@ -82,12 +84,8 @@ impl EbpfCapture {
             numbers.clone(),
         )?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
-        links::attach_proxy(
-            object.programs(),
-            &pins,
-            &Cgroup::open(cgroup)?,
-            &PROXY_HOOKS,
-        )?;
+        let own = Cgroup::open(cgroup)?;
+        links::attach_proxy(object.programs(), &pins, &own, &PROXY_HOOKS)?;
         let prober = Prober::attach(
             object.programs().clone(),
             pins.clone(),
@@ -95,6 +93,7 @@ impl EbpfCapture {
         )?;
         Ok(Self {
             object,
+            own,
             pins,
             prober: Some(prober),
             tables,
@@ -113,23 +112,30 @@ impl EbpfCapture {
     /// Tells the programs what they need to know of the pod, before they run.
     fn prepare(
         &mut self,
-        pod: &Pod,
-        netns: &Netns,
-        netns_cookie: u64,
-        ips: &[IpAddr],
+        subject: &Subject<'_>,
         sockets: &Sockets<'_>,
     ) -> Result<(), CaptureError> {
-        let exempt = pod
-            .options
-            .exempt_cgroups
-            .iter()
-            .map(|path| Cgroup::open(path).map(|cgroup| cgroup.id));
-        let exempt = exempt.collect::<Result<Vec<_>, _>>()?;
-        route::add(netns, &pod.ips)?;
-        reserved::add(netns)?;
-        let number = self.tables.add(netns_cookie, pod, &exempt)?;
-        self.numbers.insert(number, &pod.uid);
-        self.inbound.add(netns_cookie, number, pod, ips, sockets)
+        route::add(subject.netns, &subject.pod.ips)?;
+        reserved::add(subject.netns)?;
+        let number = self.tables.add(subject)?;
+        self.numbers.insert(number, &subject.pod.uid);
+        self.inbound.add(number, subject, sockets)
+    }
+
+    /// Attaches the programs.
+    fn attach(&self, subject: &Subject<'_>) -> Result<Applied, CaptureError> {
+        let targets = Targets {
+            cgroup: &subject.cgroup,
+            netns: Some(subject.netns),
+        };
+        links::attach_pod(
+            self.object.programs(),
+            &self.pins,
+            &subject.pod.uid,
+            subject.place(),
+            targets,
+            &links::pod_hooks(subject.pod),
+        )
     }
 
     /// Makes the programs forget a namespace.
@@ -141,23 +147,18 @@ impl EbpfCapture {
     }
 
     /// Connections find their pod by its address, so that no two pods may have the same.
-    fn check_addresses(
-        &self,
-        pod: &Pod,
-        netns_cookie: u64,
-        ips: &[IpAddr],
-    ) -> Result<(), CaptureError> {
+    fn check_addresses(&self, subject: &Subject<'_>) -> Result<(), CaptureError> {
         // A pod whose sandbox was made anew keeps its addresses.
-        let places = self.pins.places(&pod.uid)?;
+        let places = self.pins.places(&subject.pod.uid)?;
         let mut own: Vec<_> = places.iter().map(|place| place.netns_cookie).collect();
-        own.push(netns_cookie);
-        let Some(conflict) = self.inbound.conflict(ips, &own) else {
+        own.push(subject.netns_cookie);
+        let Some(conflict) = self.inbound.conflict(&subject.ips, &own) else {
             return Ok(());
         };
         let other = self.pod_in(conflict.netns_cookie)?;
         Err(CaptureError::SharedAddress {
             ip: conflict.ip,
-            pod: pod.uid.clone(),
+            pod: subject.pod.uid.clone(),
             other: other.map_or_else(
                 || format!("network namespace {}", conflict.netns_cookie),
                 |other| format!("pod {other}"),
@@ -187,39 +188,19 @@ impl Capture for EbpfCapture {
         netns: &Netns,
         sockets: &Sockets<'_>,
     ) -> Result<Applied, CaptureError> {
-        let cgroup = Cgroup::open(&pod.cgroup)?;
-        let netns_cookie = netns_cookie(netns)?;
-        let place = Place {
-            netns_cookie,
-            cgroup: cgroup.id,
-        };
-        let ips = inbound::addresses(pod, netns)?;
-        self.check_addresses(pod, netns_cookie, &ips)?;
+        let subject = Subject::find(pod, netns, &self.own)?;
+        let netns_cookie = subject.netns_cookie;
+        self.check_addresses(&subject)?;
         let is_new = !self.tables.has(netns_cookie);
-        let applied = self
-            .prepare(pod, netns, netns_cookie, &ips, sockets)
-            .and_then(|()| {
-                let targets = Targets {
-                    cgroup: &cgroup,
-                    netns: Some(netns),
-                };
-                let hooks = links::pod_hooks(&pod.options);
-                links::attach_pod(
-                    self.object.programs(),
-                    &self.pins,
-                    &pod.uid,
-                    place,
-                    targets,
-                    &hooks,
-                )
-            });
+        let prepared = self.prepare(&subject, sockets);
+        let applied = prepared.and_then(|()| self.attach(&subject));
         if applied.is_err() && is_new {
             self.numbers.remove(&pod.uid);
             _ = self.forget(netns_cookie);
             _ = clean_netns(netns);
         }
         let applied = applied?;
-        for old in self.pins.remove_other_places(&pod.uid, place)? {
+        for old in self.pins.remove_other_places(&pod.uid, subject.place())? {
             self.forget(old)?;
         }
         self.names
@@ -316,18 +297,4 @@ fn remove_orphans(
         }
     }
     inbound.remove_orphans(&pinned)
-}
-
-fn netns_cookie(netns: &Netns) -> Result<u64, CaptureError> {
-    use std::os::fd::AsFd;
-    netns
-        .run(|| bpf::netns_cookie(UnixDatagram::unbound()?.as_fd()))
-        .and_then(|cookie| cookie)
-        .map_err(|error| {
-            CaptureError::kernel(
-                "ask for the cookie of network namespace",
-                netns.path().display(),
-                &error,
-            )
-        })
 }

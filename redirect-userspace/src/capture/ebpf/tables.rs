@@ -16,7 +16,7 @@ use redirect_common::{
     ports,
 };
 
-use super::{super::CaptureError, object::Object};
+use super::{super::CaptureError, object::Object, subject::Subject};
 use crate::{
     pod::{OnProxyFailure, Pod, PodOptions},
     sys::bpf::Plain,
@@ -72,19 +72,15 @@ impl Tables {
     }
 
     /// Tells the programs of a pod, or of what has changed about it, and returns the number by which they
-    /// know it. `exempt` are ids of cgroups.
-    pub fn add(
-        &mut self,
-        netns_cookie: u64,
-        pod: &Pod,
-        exempt: &[u64],
-    ) -> Result<u32, CaptureError> {
+    /// know it.
+    pub fn add(&mut self, subject: &Subject<'_>) -> Result<u32, CaptureError> {
+        let (pod, netns_cookie) = (subject.pod, subject.netns_cookie);
         let known = self.pods.get(&netns_cookie, 0).map(|entry| entry.0).ok();
         let number = match known {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(pod, number);
+        let entry = entry(subject, number);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
@@ -104,7 +100,8 @@ impl Tables {
             |key| of_pod(key.pod),
             &port_keys(&pod.options, number),
         )?;
-        let cgroups: Vec<_> = exempt
+        let cgroups: Vec<_> = subject
+            .exempt
             .iter()
             .map(|id| CgroupKey {
                 cgroup: *id,
@@ -205,7 +202,8 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(pod: &Pod, number: u32) -> PodEntry {
+fn entry(subject: &Subject<'_>, number: u32) -> PodEntry {
+    let pod = subject.pod;
     let options = &pod.options;
     let flags = [
         (extra_ips(pod).next().is_some(), pod_flags::MORE_ADDRESSES),
@@ -225,10 +223,8 @@ fn entry(pod: &Pod, number: u32) -> PodEntry {
             !options.include_outbound_cidrs.is_empty(),
             pod_flags::INCLUDED_NETS,
         ),
-        (
-            !options.exempt_cgroups.is_empty(),
-            pod_flags::EXEMPT_CGROUPS,
-        ),
+        (!subject.exempt.is_empty(), pod_flags::EXEMPT_CGROUPS),
+        (subject.is_dedicated, pod_flags::DEDICATED),
         (
             options.capture_metadata_address,
             pod_flags::CAPTURE_METADATA,
