@@ -13,23 +13,27 @@ use std::{
 use redirect_common::maps::names;
 
 use self::{
+    guard::{AttachBy, Guard},
     links::{POD_HOOKS, PROXY_HOOKS},
     object::Object,
     pins::{Pins, Place},
     resolver::AcceptedSockets,
     tables::Tables,
 };
-use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters};
+use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters, older};
 use crate::{
-    config::CaptureConfig,
+    config::{CaptureConfig, Mode},
     orig_dst::OrigDstResolver,
     pod::{Pod, PodUid},
     sys::{bpf, bpffs, cgroup::Cgroup, netns::Netns},
 };
 
+mod classifier;
 mod counters;
 mod events;
+pub mod guard;
 mod links;
+mod netlink;
 mod object;
 mod pins;
 mod resolver;
@@ -45,6 +49,8 @@ pub struct EbpfCapture {
     tables: Tables,
     resolver: Arc<AcceptedSockets>,
     counters: VerdictCounters,
+    /// `None` where the configuration wants no guard.
+    guard: Option<Guard>,
     events: bool,
     names: PodNames,
     /// Namespaces of pods that this daemon applied, to take the routes back from.
@@ -67,17 +73,41 @@ impl EbpfCapture {
         remove_orphans(&pins, &mut tables)?;
         let resolver = Arc::new(AcceptedSockets::new(object.map(names::ACCEPTED)?)?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
-        links::attach_proxy(&object, &pins, &Cgroup::open(cgroup)?, &PROXY_HOOKS)?;
+        let cgroup = Cgroup::open(cgroup)?;
+        tables.set_proxy(cgroup.id)?;
+        links::attach_proxy(&object, &pins, &cgroup, &PROXY_HOOKS)?;
+        let has_guard = config.leak_guard && config.mode != Mode::Node;
         Ok(Self {
             object,
             pins,
             tables,
             resolver,
             counters,
+            guard: has_guard.then(|| Guard::new(AttachBy::Link)),
             events: config.events,
             names: PodNames::default(),
             netns: HashMap::new(),
         })
+    }
+
+    /// Attaches the guard in another way than by default.
+    pub fn guard_by(&mut self, by: AttachBy) {
+        self.guard = self.guard.as_ref().map(|_| Guard::new(by));
+    }
+
+    /// Puts the guard on the pod's interfaces, or takes it off where it is not wanted any more.
+    fn guard(
+        &mut self,
+        pod: &Pod,
+        place: Place,
+        netns: &Netns,
+        cgroup: &Cgroup,
+    ) -> Result<(), CaptureError> {
+        let directory = self.pins.place(&pod.uid, place)?;
+        match &mut self.guard {
+            Some(guard) => guard.apply(&self.pins, &directory, netns, cgroup, &pod.options),
+            None => guard::remove(&directory, netns),
+        }
     }
 }
 
@@ -103,7 +133,8 @@ impl Capture for EbpfCapture {
         route::add(netns, &pod.ips)?;
         // First what the programs need to know, then the programs.
         let is_new = !self.tables.has(netns_cookie);
-        self.tables.add(netns_cookie, pod, &exempt)?;
+        self.tables
+            .add(netns_cookie, pod, &exempt, self.guard.is_some())?;
         let applied = match links::attach_pod(
             &self.object,
             &self.pins,
@@ -121,6 +152,21 @@ impl Capture for EbpfCapture {
                 return Err(error);
             }
         };
+        // Last: what is captured and what is let pass is marked by now.
+        if let Err(error) = self.guard(pod, place, netns, &cgroup) {
+            if is_new {
+                self.netns.insert(pod.uid.clone(), netns.clone());
+                _ = self.clean(&pod.uid);
+            }
+            return Err(error);
+        }
+        if is_new && pod.options.reset_older_connections {
+            // Where that fails, the guard drops them all the same.
+            match older::reset(netns) {
+                Ok(count) => tracing::info!(pod = %pod.uid, count, "reset older connections"),
+                Err(error) => tracing::warn!(pod = %pod.uid, %error, "older connections stay"),
+            }
+        }
         for old in self.pins.remove_other_places(&pod.uid, place)? {
             self.tables.remove(old)?;
         }
@@ -152,7 +198,7 @@ impl Capture for EbpfCapture {
                 .remove(&cookie);
         }
         if let Some(netns) = self.netns.remove(uid) {
-            errors.extend(route::remove(&netns).err());
+            errors.extend(clean_netns(&netns).err());
         }
         CaptureError::collect(errors)
     }
@@ -192,7 +238,7 @@ pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
 
 /// See [`super::clean_netns`].
 pub fn clean_netns(netns: &Netns) -> Result<(), CaptureError> {
-    route::remove(netns)
+    guard::remove_filters(netns).and(route::remove(netns))
 }
 
 /// Removes map entries of pods without pins: a daemon was killed between one step and the next.

@@ -1,0 +1,178 @@
+//! The scene: a captured pod whose root means harm, and a counter at the place that it must not reach.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::Command,
+};
+
+use nix::ifaddrs::getifaddrs;
+use redirect_tests::{
+    App, Mesh, MeshBuilder, Pod, Process, app_binary, eventually, process::PATIENCE,
+};
+
+/// What containerd gives a container that asks for nothing.
+pub const DEFAULT_CAPABILITIES: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,\
+    +setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap";
+
+/// Where attacks go; nobody captured anything about it.
+pub const PORT: u16 = 9000;
+
+pub struct Stage {
+    pub mesh: Mesh,
+}
+
+impl Stage {
+    pub fn set() -> Self {
+        Self::on(Mesh::builder())
+    }
+
+    pub fn on(mesh: MeshBuilder) -> Self {
+        Self { mesh: mesh.start() }
+    }
+
+    pub fn client(&self) -> &Pod {
+        &self.mesh.client
+    }
+
+    pub fn outsider(&self) -> &Pod {
+        &self.mesh.outsider
+    }
+
+    /// How many packets the guard of the client's node gave this verdict for this reason.
+    pub fn guarded(&self, verdict: &str, reason: &str) -> u64 {
+        let labels = [("hook", "guard"), ("verdict", verdict), ("reason", reason)];
+        let metrics = self.mesh.daemon_a.metrics();
+        metrics.sum("redirect_verdicts_total", &labels) as u64
+    }
+
+    /// Waits until the guard has dropped `count` packets for this reason.
+    #[track_caller]
+    pub fn wait_dropped(&self, reason: &str, count: u64) {
+        eventually(&format!("{count} dropped: {reason}"), PATIENCE, || {
+            let dropped = self.guarded("refuse", reason);
+            (dropped >= count)
+                .then_some(())
+                .ok_or_else(|| self.mesh.daemon_a.metrics().text().to_owned())
+        });
+    }
+
+    /// `rdt-app attack` in the client pod, with the capabilities of a container; gives the name of the event that it ends with.
+    #[track_caller]
+    pub fn attack(&self, args: &[&str]) -> String {
+        let app = App::new(Process::spawn(
+            "attacker",
+            as_in_a_container(self.client(), args),
+        ));
+        app.next_event().name().to_owned()
+    }
+
+    /// Sends a segment by a raw socket.
+    #[track_caller]
+    pub fn attack_raw(&self, protocol: u8, dst: IpAddr, bytes: &[u8]) {
+        let (protocol, dst) = (protocol.to_string(), dst.to_string());
+        let sent = self.attack(&["attack", "raw", &protocol, &dst, &hex(bytes)]);
+        assert_eq!(sent, "sent");
+    }
+
+    /// Sends a frame by a packet socket.
+    #[track_caller]
+    pub fn attack_frame(&self, frame: &[u8]) {
+        let sent = self.attack(&["attack", "packet", "eth0", &hex(frame)]);
+        // A drop is told to packet sockets (ENOBUFS).
+        assert!(["sent", "error"].contains(&sent.as_str()), "{sent}");
+    }
+
+    /// Client and outsider in each family.
+    pub fn ends(&self) -> [(SocketAddr, SocketAddr); 2] {
+        let (client, outsider) = (self.client(), self.outsider());
+        [
+            (client.at(40_000), outsider.at(PORT)),
+            (client.at6(40_000), outsider.at6(PORT)),
+        ]
+    }
+
+    pub fn macs(&self) -> ([u8; 6], [u8; 6]) {
+        (mac(self.client()), mac(self.outsider()))
+    }
+}
+
+/// A command of `rdt-app` in the pod, as root in a container with the default capabilities.
+pub fn as_in_a_container(pod: &Pod, args: &[&str]) -> Command {
+    let mut command = with_capabilities(pod, DEFAULT_CAPABILITIES, app_binary());
+    command.args(args);
+    command
+}
+
+/// A command in the pod, as root with these capabilities at most.
+pub fn with_capabilities(
+    pod: &Pod,
+    capabilities: &str,
+    program: impl AsRef<std::ffi::OsStr>,
+) -> Command {
+    let mut command = pod.command("setpriv");
+    command.args(["--inh-caps", "-all", "--bounding-set", capabilities]);
+    command.arg(program);
+    command
+}
+
+/// Counts what arrives at a pod and matches an expression of nft(8).
+pub struct Counter<'a> {
+    pod: &'a Pod,
+}
+
+impl<'a> Counter<'a> {
+    pub fn of(pod: &'a Pod, expression: &str) -> Self {
+        let counter = Self { pod };
+        counter.nft(&format!(
+            "table netdev seen {{ counter all {{ }}
+               chain in {{ type filter hook ingress device eth0 priority 0; {expression} counter name all; }} }}"
+        ));
+        counter
+    }
+
+    pub fn packets(&self) -> u64 {
+        let listing = self.nft("list counter netdev seen all");
+        let mut words = listing.split_whitespace().skip_while(|w| *w != "packets");
+        let number = words.nth(1).and_then(|number| number.parse().ok());
+        number.unwrap_or_else(|| panic!("no packet count in {listing}"))
+    }
+
+    #[track_caller]
+    pub fn wait(&self, count: u64) {
+        eventually(&format!("{count} packets"), PATIENCE, || {
+            let packets = self.packets();
+            (packets >= count).then_some(()).ok_or(packets)
+        });
+    }
+
+    fn nft(&self, commands: &str) -> String {
+        run_in(self.pod, "nft", &[commands])
+    }
+}
+
+/// Runs a program in the pod's namespace, with all rights; it must succeed.
+#[track_caller]
+pub fn run_in(pod: &Pod, program: &str, args: &[&str]) -> String {
+    let run = || Command::new(program).args(args).output();
+    let output = pod.netns().run(run).expect("the namespace can be entered");
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {args:?}: {errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn mac(pod: &Pod) -> [u8; 6] {
+    let addresses = || -> nix::Result<_> {
+        let mut eth0 = getifaddrs()?.filter(|interface| interface.interface_name == "eth0");
+        Ok(eth0.find_map(|interface| interface.address?.as_link_addr()?.addr()))
+    };
+    let found = pod
+        .netns()
+        .run(addresses)
+        .expect("the namespace can be entered");
+    found.expect("getifaddrs").expect("eth0 has an address")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
