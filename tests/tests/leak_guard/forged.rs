@@ -121,7 +121,8 @@ fn the_mesh_works_under_the_guard() {
     for dst in [stage.mesh.server.at(8080), stage.mesh.server.at6(8080)] {
         greeted(stage.client(), dst, &[]);
     }
-    assert!(stage.guarded("pass", "proxy") > 0);
+    let metrics = stage.mesh.daemon_a.metrics();
+    assert!(stage.guarded("pass", "proxy") > 0, "{}", metrics.text());
     assert_eq!(stage.guarded("refuse", "uncaptured"), 0);
     assert_eq!(stage.guarded("refuse", "no_socket"), 0);
 }

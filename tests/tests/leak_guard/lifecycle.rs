@@ -20,14 +20,15 @@ use serde_json::json;
 use crate::{
     frames::{self, SYN, TCP},
     stage::{
-        Counter, DEFAULT_CAPABILITIES, PORT, Stage, as_in_a_container, run_in, with_capabilities,
+        Counter, DEFAULT_CAPABILITIES, PORT, Stage, as_in_a_container, guarded_interfaces, run_in,
+        with_capabilities,
     },
 };
 
-/// As the kernel lists what is attached to the pod's interface.
-fn attached(pod: &redirect_tests::Pod) -> String {
-    run_in(pod, "/usr/sbin/bpftool", &["net", "show", "dev", "eth0"])
-        + &run_in(pod, "tc", &["filter", "show", "dev", "eth0", "egress"])
+/// As the kernel lists what is attached to the pod's interface by tc.
+fn filters(pod: &redirect_tests::Pod) -> String {
+    run_in(pod, "tc", &["filter", "show", "dev", "eth0", "egress"])
+        + &run_in(pod, "tc", &["filter", "show", "dev", "eth0", "ingress"])
         + &run_in(pod, "tc", &["qdisc", "show", "dev", "eth0"])
 }
 
@@ -36,8 +37,7 @@ fn a_daemon_in_another_cgroup_takes_over() {
     let mut stage = Stage::set();
     let _server = greeter(&stage.mesh.server, 8080);
     greeted(stage.client(), stage.mesh.server.at(8080), &[]);
-    let links = attached(stage.client());
-    assert!(links.contains("tcx/egress rdr_guard"), "{links}");
+    assert_eq!(stage.guarded_interfaces(), [2]);
     stage.mesh.daemon_a.sigkill();
     // Nobody is there, and nothing leaves.
     let seen = Counter::of(stage.outsider(), "tcp dport 9000");
@@ -59,14 +59,13 @@ fn a_daemon_in_another_cgroup_takes_over() {
 #[test]
 fn without_leak_guard_there_is_none() {
     let mut stage = Stage::set();
-    assert!(attached(stage.client()).contains("rdr_guard"));
+    assert_eq!(stage.guarded_interfaces(), [2]);
     stage.mesh.daemon_a.stop();
     let spec = stage.mesh.daemon_a.spec().clone();
     stage.mesh.daemon_a = spec
         .config(json!({ "capture": { "leakGuard": false } }))
         .start();
-    let links = attached(stage.client());
-    assert!(!links.contains("rdr_guard"), "{links}");
+    assert!(stage.guarded_interfaces().is_empty());
     let seen = Counter::of(stage.outsider(), "tcp dport 9000");
     let [(src, dst), _] = stage.ends();
     stage.attack_raw(TCP, dst.ip(), &frames::tcp(src, dst, SYN, b""));
@@ -83,42 +82,36 @@ fn an_interface_that_comes_later_is_guarded_at_the_next_start() {
     ));
     stage.mesh.daemon_a.stop();
     stage.mesh.daemon_a = stage.mesh.daemon_a.spec().clone().start();
-    let show = |device| {
-        run_in(
-            stage.client(),
-            "/usr/sbin/bpftool",
-            &["net", "show", "dev", device],
-        )
+    let [eth0, eth1] = stage.guarded_interfaces()[..] else {
+        panic!("{:?}", stage.guarded_interfaces())
     };
-    assert!(show("eth1").contains("rdr_guard"));
-    // The other's link was kept, not made anew.
-    assert_eq!(show("eth0").matches("rdr_guard").count(), 1);
+    assert!(eth0 == 2 && eth1 > 2);
+    // It takes its link along; the pin goes at the next start.
     stage.client().ip("link del eth1\n");
     stage.mesh.daemon_a.stop();
     stage.mesh.daemon_a = stage.mesh.daemon_a.spec().clone().start();
-    let pins = stage.mesh.daemon_a.spec().bpffs().join("redirect");
-    let found = run_in(
-        stage.client(),
-        "find",
-        &[&pins.to_string_lossy(), "-name", "guard-*"],
-    );
-    assert_eq!(found.lines().count(), 1, "{found}");
+    assert_eq!(stage.guarded_interfaces(), [2]);
 }
 
 #[test]
 fn removing_the_pod_and_uninstalling_leave_nothing() {
     let mut stage = Stage::set();
-    let before = attached(stage.outsider());
+    assert_eq!(stage.guarded_interfaces(), [2]);
     stage.mesh.daemon_a.stop();
-    let without = stage.mesh.daemon_a.spec().clone().without_pods();
-    let mut daemon = without.start();
-    assert_eq!(attached(stage.client()), before);
-    daemon.stop();
-    stage.mesh.daemon_a = stage.mesh.daemon_a.spec().clone().start();
-    assert_ne!(attached(stage.client()), before);
-    stage.mesh.daemon_a.stop();
-    uninstall(stage.mesh.daemon_a.spec());
-    assert_eq!(attached(stage.client()), before);
+    let with = stage.mesh.daemon_a.spec().clone();
+    with.clone().without_pods().start().stop();
+    assert!(stage.guarded_interfaces().is_empty());
+    let seen = Counter::of(stage.outsider(), "tcp dport 9000");
+    let [(src, dst), _] = stage.ends();
+    let attack = || stage.attack_raw(TCP, dst.ip(), &frames::tcp(src, dst, SYN, b""));
+    attack();
+    seen.wait(1);
+    with.start().stop();
+    attack();
+    assert_eq!(seen.packets(), 1);
+    uninstall(&with);
+    attack();
+    seen.wait(2);
 }
 
 fn uninstall(spec: &redirect_tests::DaemonSpec) {
@@ -151,8 +144,7 @@ fn the_pod_cannot_take_it_off() {
         command.args(words);
         let mut process = Process::spawn("tamper", command);
         assert!(!process.wait().success(), "{}", process.transcript(9));
-        let links = attached(stage.client());
-        assert!(links.contains("rdr_guard"), "{links}");
+        assert_eq!(stage.guarded_interfaces(), [2], "{capabilities}");
     }
     let [(src, dst), _] = stage.ends();
     stage.attack_raw(TCP, dst.ip(), &frames::tcp(src, dst, SYN, b""));
@@ -165,7 +157,7 @@ fn by_a_filter() {
     let bed = Testbed::new();
     let node = bed.node("a");
     let (client, outsider) = (node.pod("client"), node.pod("outsider"));
-    let before = attached(&client);
+    let before = filters(&client);
     let daemon = node.daemon();
     daemon.mount_bpffs();
     let cgroup = node.cgroup().join("proxy");
@@ -187,9 +179,9 @@ fn by_a_filter() {
     };
     assert_eq!(apply(&mut by_filter), Applied::Attached);
     assert_eq!(apply(&mut by_filter), Applied::Adopted);
-    let filters = run_in(&client, "tc", &["filter", "show", "dev", "eth0", "egress"]);
-    assert_eq!(filters.matches("direct-action").count(), 1, "{filters}");
-    assert!(filters.contains("handle 0x7264 redirect"), "{filters}");
+    let found = filters(&client);
+    assert_eq!(found.matches("direct-action").count(), 1, "{found}");
+    assert!(found.contains("handle 0x7264 redirect"), "{found}");
 
     let seen = Counter::of(&outsider, "tcp dport 9000");
     let (src, dst) = (client.at(40_000), outsider.at(PORT));
@@ -211,21 +203,15 @@ fn by_a_filter() {
     // A daemon that attaches by links takes the filter away; the first one takes the links away.
     let mut by_link = load();
     assert_eq!(apply(&mut by_link), Applied::Adopted);
-    let links = attached(&client);
-    assert!(
-        links.contains("tcx/egress") && !links.contains("direct-action"),
-        "{links}"
-    );
+    assert_eq!(filters(&client), before);
+    assert_eq!(guarded_interfaces(&daemon), [2]);
     assert_eq!(apply(&mut by_filter), Applied::Adopted);
-    let links = attached(&client);
-    assert!(
-        !links.contains("tcx/egress") && links.contains("direct-action"),
-        "{links}"
-    );
+    assert_eq!(filters(&client), found);
+    assert!(guarded_interfaces(&daemon).is_empty());
 
     // Somebody else's qdisc would stay; ours was empty, and is gone.
     by_filter.clean(&uid).expect("clean");
-    assert_eq!(attached(&client), before);
+    assert_eq!(filters(&client), before);
     attack();
     seen.wait(1);
     run_in(&client, "tc", &["qdisc", "add", "dev", "eth0", "clsact"]);
@@ -236,10 +222,10 @@ fn by_a_filter() {
             "filter", "add", "dev", "eth0", "ingress", "matchall", "action", "ok",
         ],
     );
-    let foreign = attached(&client);
+    let foreign = filters(&client);
     apply(&mut by_filter);
     capture::clean_netns(client.netns(), "ebpf").expect("clean the namespace");
-    assert_eq!(attached(&client), foreign);
+    assert_eq!(filters(&client), foreign);
     by_filter.clean(&uid).expect("clean");
     drop((by_filter, by_link));
     capture::uninstall(&daemon.bpffs()).expect("uninstall");
@@ -276,6 +262,7 @@ fn pod(client: &redirect_tests::Pod) -> Pod {
         netns: client.netns().path(),
         cgroup: client.cgroup(),
         ips: vec![client.ipv4(), client.ipv6()],
+        cgroup_only: None,
         options: PodOptions::default(),
     }
 }

@@ -17,7 +17,7 @@ use self::{
     links::{POD_HOOKS, PROXY_HOOKS},
     object::Object,
     pins::{Pins, Place},
-    resolver::AcceptedSockets,
+    resolver::{AcceptedSockets, PodNumbers},
     tables::Tables,
 };
 use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters, older};
@@ -53,6 +53,7 @@ pub struct EbpfCapture {
     guard: Option<Guard>,
     events: bool,
     names: PodNames,
+    numbers: PodNumbers,
     /// Namespaces of pods that this daemon applied, to take the routes back from.
     netns: HashMap<PodUid, Netns>,
 }
@@ -71,7 +72,11 @@ impl EbpfCapture {
         let mut tables = Tables::open(&mut object)?;
         tables.configure(config.events)?;
         remove_orphans(&pins, &mut tables)?;
-        let resolver = Arc::new(AcceptedSockets::new(object.map(names::ACCEPTED)?)?);
+        let numbers = PodNumbers::default();
+        let resolver = Arc::new(AcceptedSockets::new(
+            object.map(names::ACCEPTED)?,
+            numbers.clone(),
+        )?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         let cgroup = Cgroup::open(cgroup)?;
         tables.set_proxy(cgroup.id)?;
@@ -86,6 +91,7 @@ impl EbpfCapture {
             guard: has_guard.then(|| Guard::new(AttachBy::Link)),
             events: config.events,
             names: PodNames::default(),
+            numbers,
             netns: HashMap::new(),
         })
     }
@@ -133,8 +139,10 @@ impl Capture for EbpfCapture {
         route::add(netns, &pod.ips)?;
         // First what the programs need to know, then the programs.
         let is_new = !self.tables.has(netns_cookie);
-        self.tables
+        let number = self
+            .tables
             .add(netns_cookie, pod, &exempt, self.guard.is_some())?;
+        self.numbers.insert(number, &pod.uid);
         let applied = match links::attach_pod(
             &self.object,
             &self.pins,
@@ -146,6 +154,7 @@ impl Capture for EbpfCapture {
             Ok(applied) => applied,
             Err(error) => {
                 if is_new {
+                    self.numbers.remove(&pod.uid);
                     _ = self.tables.remove(netns_cookie);
                     _ = route::remove(netns);
                 }
@@ -197,6 +206,7 @@ impl Capture for EbpfCapture {
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&cookie);
         }
+        self.numbers.remove(uid);
         if let Some(netns) = self.netns.remove(uid) {
             errors.extend(clean_netns(&netns).err());
         }
