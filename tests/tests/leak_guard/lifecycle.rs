@@ -215,13 +215,10 @@ fn by_a_filter() {
     attack();
     seen.wait(1);
     run_in(&client, "tc", &["qdisc", "add", "dev", "eth0", "clsact"]);
-    run_in(
-        &client,
-        "tc",
-        &[
-            "filter", "add", "dev", "eth0", "ingress", "matchall", "action", "ok",
-        ],
-    );
+    let foreign = "filter add dev eth0 ingress bpf bytecode";
+    let accept = ["1,6 0 0 4294967295,"];
+    let foreign: Vec<_> = foreign.split(' ').chain(accept).collect();
+    run_in(&client, "tc", &foreign);
     let foreign = filters(&client);
     apply(&mut by_filter);
     capture::clean_netns(client.netns(), "ebpf").expect("clean the namespace");
