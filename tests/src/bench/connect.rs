@@ -56,7 +56,12 @@ pub fn round(stage: &Stage) -> Result<Vec<(Variant, Part)>> {
     for (figure, seen, unseen, stop) in cases {
         let pod = &stage.captured.client;
         let mut seen = Timer::start(pod.command(me()?), seen)?;
-        let mut unseen = Timer::start(pod.outside_command(me()?), unseen)?;
+        // The guard of a captured pod drops what leaves it uncaptured.
+        let outside = match figure {
+            Figure::ConnectExcluded => &stage.plain.client,
+            _ => pod,
+        };
+        let mut unseen = Timer::start(outside.outside_command(me()?), unseen)?;
         let (mut times_seen, mut times_unseen) = (Vec::new(), Vec::new());
         for turn in 0..TURNS {
             let _stopped = stop.map(Stopped::new).transpose()?;
@@ -78,13 +83,13 @@ pub fn round(stage: &Stage) -> Result<Vec<(Variant, Part)>> {
 }
 
 /// A process that times its connects to one address.
-struct Timer {
+pub(super) struct Timer {
     process: Process,
     read: usize,
 }
 
 impl Timer {
-    fn start(mut command: Command, to: SocketAddr) -> Result<Self> {
+    pub(super) fn start(mut command: Command, to: SocketAddr) -> Result<Self> {
         command.args(["helper", "connect", &to.to_string()]);
         let mut timer = Self {
             process: Process::spawn(format!("connect to {to}"), command),
@@ -95,7 +100,7 @@ impl Timer {
     }
 
     /// Microseconds of each of `count` connects.
-    fn time(&mut self, count: usize) -> Result<Vec<f64>> {
+    pub(super) fn time(&mut self, count: usize) -> Result<Vec<f64>> {
         self.process.write(&format!("{count}\n"));
         let limit = std::time::Duration::from_secs(20);
         let parse = |line: &str| serde_json::from_str::<Timed>(line).ok();
@@ -112,10 +117,10 @@ impl Timer {
 }
 
 /// A process that does not run until this is dropped.
-struct Stopped(Pid);
+pub(super) struct Stopped(Pid);
 
 impl Stopped {
-    fn new(pid: u32) -> Result<Self> {
+    pub(super) fn new(pid: u32) -> Result<Self> {
         let pid = Pid::from_raw(pid.cast_signed());
         kill(pid, Signal::SIGSTOP).context("cannot stop the daemon")?;
         Ok(Self(pid))

@@ -239,6 +239,7 @@ fn config(daemon: &redirect_tests::DaemonSpec) -> CaptureConfig {
         iptables: IptablesVariant::Auto,
         mode: Mode::Shared,
         leak_guard: true,
+        exempt_uid: None,
         bpffs: daemon.bpffs(),
         cgroup: None,
         events: false,

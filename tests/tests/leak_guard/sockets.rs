@@ -74,7 +74,9 @@ fn a_connection_older_than_capture() {
         let seen = Counter::of(&outsider, "tcp dport 9000");
         let dropped = || {
             let labels = [("verdict", "refuse"), ("reason", "uncaptured")];
-            daemon.metrics().sum("redirect_capture_verdicts_total", &labels)
+            daemon
+                .metrics()
+                .sum("redirect_capture_verdicts_total", &labels)
         };
         for (app, count) in [(&mut outbound, 1.0), (&mut inbound, dropped() + 1.0)] {
             app.write("secret\n");

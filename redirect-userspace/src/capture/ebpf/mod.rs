@@ -45,6 +45,8 @@ type PodNames = Arc<RwLock<HashMap<u64, PodUid>>>;
 
 pub struct EbpfCapture {
     object: Object,
+    /// The daemon's.
+    own: Cgroup,
     pins: Pins,
     tables: Tables,
     resolver: Arc<AcceptedSockets>,
@@ -78,12 +80,13 @@ impl EbpfCapture {
             numbers.clone(),
         )?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
-        let cgroup = Cgroup::open(cgroup)?;
-        tables.set_proxy(cgroup.id)?;
-        links::attach_proxy(&object, &pins, &cgroup, &PROXY_HOOKS)?;
+        let own = Cgroup::open(cgroup)?;
+        tables.set_proxy(own.id)?;
+        links::attach_proxy(&object, &pins, &own, &PROXY_HOOKS)?;
         let has_guard = config.leak_guard && config.mode != Mode::Node;
         Ok(Self {
             object,
+            own,
             pins,
             tables,
             resolver,
@@ -111,9 +114,25 @@ impl EbpfCapture {
     ) -> Result<(), CaptureError> {
         let directory = self.pins.place(&pod.uid, place)?;
         match &mut self.guard {
+            // The interfaces are not its own.
+            _ if pod.cgroup_only.is_some() => Ok(()),
             Some(guard) => guard.apply(&self.pins, &directory, netns, cgroup, &pod.options),
             None => guard::remove(&directory, netns),
         }
+    }
+
+    fn is_guarded(&self, pod: &Pod) -> bool {
+        self.guard.is_some() && pod.cgroup_only.is_none()
+    }
+}
+
+impl EbpfCapture {
+    /// The daemon's own cgroup where it is below the pod's, as that of a proxy in the pod: its connections are not captured.
+    fn own_in(&self, pod: &Cgroup) -> Result<Option<u64>, CaptureError> {
+        if self.own.id == pod.id {
+            return Err(CaptureError::CapturesItself(pod.path.clone()));
+        }
+        Ok(self.own.is_in(pod).then_some(self.own.id))
     }
 }
 
@@ -135,13 +154,14 @@ impl Capture for EbpfCapture {
             .exempt_cgroups
             .iter()
             .map(|path| Cgroup::open(path).map(|cgroup| cgroup.id));
-        let exempt = exempt.collect::<Result<Vec<_>, _>>()?;
+        let mut exempt = exempt.collect::<Result<Vec<_>, _>>()?;
+        exempt.extend(self.own_in(&cgroup)?);
         route::add(netns, &pod.ips)?;
         // First what the programs need to know, then the programs.
         let is_new = !self.tables.has(netns_cookie);
         let number = self
             .tables
-            .add(netns_cookie, pod, &exempt, self.guard.is_some())?;
+            .add(netns_cookie, pod, &exempt, self.is_guarded(pod))?;
         self.numbers.insert(number, &pod.uid);
         let applied = match links::attach_pod(
             &self.object,

@@ -94,7 +94,7 @@ impl Tables {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(pod, number, is_guarded);
+        let entry = entry(pod, number, !exempt.is_empty(), is_guarded);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
@@ -227,7 +227,7 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(pod: &Pod, number: u32, is_guarded: bool) -> PodEntry {
+fn entry(pod: &Pod, number: u32, has_exempt: bool, is_guarded: bool) -> PodEntry {
     let first = |want_v4: bool| {
         pod.ips
             .iter()
@@ -245,10 +245,7 @@ fn entry(pod: &Pod, number: u32, is_guarded: bool) -> PodEntry {
             !options.exclude_outbound_cidrs.is_empty(),
             pod_flags::EXCLUDED_NETS,
         ),
-        (
-            !options.exempt_cgroups.is_empty(),
-            pod_flags::EXEMPT_CGROUPS,
-        ),
+        (has_exempt, pod_flags::EXEMPT_CGROUPS),
         (
             options.capture_metadata_address,
             pod_flags::CAPTURE_METADATA,
