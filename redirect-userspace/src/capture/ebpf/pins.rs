@@ -17,7 +17,7 @@ use std::{
 
 use redirect_common::ABI_VERSION;
 
-use super::{super::CaptureError, guard};
+use super::super::CaptureError;
 use crate::{
     pod::PodUid,
     sys::{bpf, bpffs},
@@ -213,16 +213,15 @@ fn remove_pod(pod: &Path) -> Result<(), CaptureError> {
     CaptureError::collect(errors)
 }
 
-/// Detaches all links in a folder, and removes it: first the guard, which would drop what is no longer captured, then connects.
+/// Detaches all links in a folder, those of connects first, and removes it.
 pub fn remove_links(folder: &Path) -> Result<(), CaptureError> {
     let mut links = entries(folder)?;
     links.sort_by_key(|link| {
-        let name = link.file_name().unwrap_or_default().as_encoded_bytes();
-        let first = [guard::PIN, "connect"];
-        first
-            .iter()
-            .position(|start| name.starts_with(start.as_bytes()))
-            .unwrap_or(first.len())
+        !link
+            .file_name()
+            .unwrap_or_default()
+            .as_encoded_bytes()
+            .starts_with(b"connect")
     });
     let mut errors = Vec::new();
     for link in links {
