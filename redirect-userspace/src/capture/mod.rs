@@ -17,6 +17,7 @@ use crate::{
 pub mod ebpf;
 pub mod netfilter;
 pub mod none;
+mod older;
 
 /// Brings a pod's connections to the proxy's listeners, and lets go of them again.
 ///
