@@ -6,7 +6,7 @@
 use crate::{
     Addr, Reason,
     maps::{List, OrigDstEntry, PodEntry, SocketKind, pod_flags},
-    ports,
+    mark, ports,
 };
 
 /// Redirected IPv4 connects go to 127.128.0.0/10: 22 bits tell destinations apart, so that each has the whole range of
@@ -21,12 +21,6 @@ pub const SPREAD_V4_BITS: u32 = 22;
 /// (RFC 4193), since IPv6 has one loopback address only.
 pub const SPREAD_V6: [u32; 2] = [0xfd72_6472_u32.to_be(), 0x6374_0000_u32.to_be()];
 pub const SPREAD_V6_PREFIX_LEN: u8 = 64;
-
-/// On the proxy's own packets, where rules exempt it by that.
-const PROXY_MARK: u32 = 0x539;
-/// On the proxy's connections to apps.
-const APP_MARK: u32 = 0x111;
-const MARK_MASK: u32 = 0xfff;
 
 /// 169.254.169.254, where clouds serve metadata and credentials.
 const METADATA: u32 = 0xa9fe_a9fe;
@@ -181,8 +175,8 @@ pub fn is_own_port(is_tcp: bool, port: u16) -> bool {
 
 /// Whether a packet mark is one by which netfilter's rules know the proxy, or the connections that it makes.
 #[inline(always)]
-pub fn is_own_mark(mark: u32) -> bool {
-    matches!(mark & MARK_MASK, PROXY_MARK | APP_MARK)
+pub fn is_own_mark(value: u32) -> bool {
+    matches!(value & mark::MASK, mark::PROXY | mark::TO_APP)
 }
 
 /// Whether the caller, a process of the pod, is the proxy.

@@ -24,6 +24,8 @@ pub const MAX_PASSING_PER_POD: u32 = 4_096;
 /// How many of the proxy's own connections to apps are remembered as having found no place among those.
 pub const MAX_BARRED: u32 = 1_024;
 pub const MAX_EXEMPT_CGROUPS: u32 = 16_384;
+/// Cgroups of proxies: one, but for the moment in which one daemon takes over from another.
+pub const MAX_PROXIES: u32 = 64;
 /// Size of the ring buffer of events, in bytes.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
@@ -236,6 +238,8 @@ pub mod pod_flags {
     pub const PASS_ON_FAILURE: u32 = 1 << 7;
     /// The proxy is a process of the pod itself, in an exempt cgroup.
     pub const DEDICATED: u32 = 1 << 8;
+    /// A guard is on the pod's interfaces: what is let pass has to be marked.
+    pub const GUARDED: u32 = 1 << 16;
 }
 
 /// Bits of [`InboundEntry::flags`].
@@ -275,8 +279,10 @@ pub mod names {
     pub const PASS: &str = "rdr_pass";
     pub const PASSING: &str = "rdr_passing";
     pub const BARRED: &str = "rdr_barred";
+    pub const PROXIES: &str = "rdr_proxies";
+    pub const KNOWN: &str = "rdr_known";
 
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 19] = [
         PODS,
         PENDING,
         OWN,
@@ -294,5 +300,7 @@ pub mod names {
         PASS,
         PASSING,
         BARRED,
+        PROXIES,
+        KNOWN,
     ];
 }

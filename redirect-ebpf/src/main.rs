@@ -2,7 +2,8 @@
 //!
 //! `connect` steers a captured connect to the proxy and remembers where it was meant to go; `pod_socket` publishes that under
 //! the connection's tuple; `proxy_socket` moves it to the socket that the proxy accepts; `getsockopt` and the daemon (through
-//! the socket's storage) read it there; `peername` shows the app the destination that it asked for.
+//! the socket's storage) read it there; `peername` shows the app the destination that it asked for. `guard` drops what leaves
+//! the pod without having been captured or, as `known` says, let pass.
 //!
 //! `sk_lookup` gives the proxy what arrives for a pod, except what `proxy_socket` and `prober` have registered to pass.
 //! `bind` and `setsockopt` keep processes of a pod from taking the proxy's ports and marks.
@@ -17,9 +18,15 @@ mod bind;
 #[cfg(target_arch = "bpf")]
 mod connect;
 #[cfg(target_arch = "bpf")]
+mod content;
+#[cfg(target_arch = "bpf")]
 mod ctx;
 #[cfg(target_arch = "bpf")]
 mod getsockopt;
+#[cfg(target_arch = "bpf")]
+mod guard;
+#[cfg(target_arch = "bpf")]
+mod known;
 #[cfg(target_arch = "bpf")]
 mod lookups;
 #[cfg(target_arch = "bpf")]
@@ -34,6 +41,8 @@ mod pod_socket;
 mod prober;
 #[cfg(target_arch = "bpf")]
 mod proxy_socket;
+#[cfg(target_arch = "bpf")]
+mod refuse;
 #[cfg(target_arch = "bpf")]
 mod setsockopt;
 #[cfg(target_arch = "bpf")]

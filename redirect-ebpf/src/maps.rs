@@ -15,8 +15,8 @@ use redirect_common::{
     maps::{
         CgroupKey, EVENTS_BYTES, FlowKey, InboundEntry, MAX_BARRED, MAX_EXEMPT_CGROUPS, MAX_FLOWS,
         MAX_INBOUND_ADDRESSES, MAX_NETS, MAX_OWN_ADDRESSES, MAX_PASSING, MAX_PASSING_PER_POD,
-        MAX_PODS, MAX_PORTS, NetKey, OrigDstEntry, OwnKey, PassEntry, PassKey, PodEntry, PortKey,
-        Settings, SocketKind,
+        MAX_PODS, MAX_PORTS, MAX_PROXIES, NetKey, OrigDstEntry, OwnKey, PassEntry, PassKey,
+        PodEntry, PortKey, Settings, SocketKind,
     },
 };
 
@@ -86,6 +86,14 @@ static PASSING: Array<i64, { MAX_PODS as usize }> = Array::new();
 /// Connections of the proxy that found no place there. They must not be captured, and there is always room for one more.
 #[btf_map(name = "rdr_barred")]
 pub static BARRED: LruHashMap<PassKey, u8, { MAX_BARRED as usize }> = LruHashMap::new();
+
+/// Cgroups whose processes are proxies of ours.
+#[btf_map(name = "rdr_proxies")]
+pub static PROXIES: HashMap<u64, u8, { MAX_PROXIES as usize }> = HashMap::new();
+
+/// On sockets whose connections capture let pass.
+#[btf_map(name = "rdr_known")]
+pub static KNOWN: SkStorage<u32> = SkStorage::new();
 
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {

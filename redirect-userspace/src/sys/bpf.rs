@@ -30,11 +30,15 @@ const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_NETNS: u32 = 5;
 const BPF_SK_LOOKUP: u32 = 36;
+const BPF_LINK_TYPE_TCX: u32 = 11;
+/// Before all others of the hook.
+const BPF_F_BEFORE: u32 = 1 << 3;
 
 /// Hooks of cgroups: `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum CgroupHook {
+    InetEgress = 1,
     SockOps = 3,
     Bind4 = 8,
     Bind6 = 9,
@@ -44,6 +48,13 @@ pub enum CgroupHook {
     Setsockopt = 22,
     Getpeername4 = 29,
     Getpeername6 = 30,
+}
+
+/// Hooks of interfaces: `enum bpf_attach_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum TcxHook {
+    Egress = 47,
 }
 
 /// What a link attaches its program to.
@@ -121,27 +132,41 @@ pub fn link(
     cgroup: BorrowedFd<'_>,
     hook: CgroupHook,
 ) -> io::Result<OwnedFd> {
-    create_link(program, cgroup, hook as u32)
+    create_link(&LinkCreate {
+        program: program.as_raw_fd() as u32,
+        target: cgroup.as_raw_fd() as u32,
+        attach_type: hook as u32,
+        flags: 0,
+    })
 }
 
 /// Attaches a program of the kind `sk_lookup` to a network namespace, after what may be there.
 pub fn link_to_netns(program: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    create_link(program, netns, BPF_SK_LOOKUP)
+    create_link(&LinkCreate {
+        program: program.as_raw_fd() as u32,
+        target: netns.as_raw_fd() as u32,
+        attach_type: BPF_SK_LOOKUP,
+        flags: 0,
+    })
 }
 
-fn create_link(
+/// Attaches `program` to an interface of the calling thread's network namespace (Linux 6.6), before what may be there.
+pub fn link_interface(
     program: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    attach_type: u32,
+    interface: u32,
+    hook: TcxHook,
 ) -> io::Result<OwnedFd> {
-    let attr = LinkCreate {
+    create_link(&LinkCreate {
         program: program.as_raw_fd() as u32,
-        target: target.as_raw_fd() as u32,
-        attach_type,
-        flags: 0,
-    };
+        target: interface,
+        attach_type: hook as u32,
+        flags: BPF_F_BEFORE,
+    })
+}
+
+fn create_link(attr: &LinkCreate) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
-    let fd = unsafe { bpf(BPF_LINK_CREATE, &attr) }?;
+    let fd = unsafe { bpf(BPF_LINK_CREATE, attr) }?;
     // SAFETY: the kernel just gave this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
@@ -173,6 +198,29 @@ pub fn open_link(path: &Path) -> io::Result<OwnedFd> {
 
 /// What a link is attached to; an error if that is neither a cgroup nor a network namespace.
 pub fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+    let info = link_info(link)?;
+    match info.kind {
+        BPF_LINK_TYPE_CGROUP => Ok(LinkTarget::Cgroup(bytemuck::cast(info.target))),
+        BPF_LINK_TYPE_NETNS => Ok(LinkTarget::Netns(info.target[0].into())),
+        kind => Err(io::Error::other(format!(
+            "a link of type {kind}, neither to a cgroup nor to a network namespace"
+        ))),
+    }
+}
+
+/// The index of the interface that a link is on, in its network namespace; 0 if the interface was removed.
+pub fn interface_link(link: BorrowedFd<'_>) -> io::Result<u32> {
+    let info = link_info(link)?;
+    match info.kind {
+        // A word, where links to cgroups have an id of two.
+        BPF_LINK_TYPE_TCX => Ok(info.target[0]),
+        kind => Err(io::Error::other(format!(
+            "a link of type {kind}, not to an interface"
+        ))),
+    }
+}
+
+fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();
     let attr = ObjInfo {
         fd: link.as_raw_fd() as u32,
@@ -181,13 +229,7 @@ pub fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     };
     // SAFETY: `info` lives until the call returns and is as long as it says.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attr) }?;
-    match info.kind {
-        BPF_LINK_TYPE_CGROUP => Ok(LinkTarget::Cgroup(bytemuck::cast(info.target))),
-        BPF_LINK_TYPE_NETNS => Ok(LinkTarget::Netns(info.target[0].into())),
-        kind => Err(io::Error::other(format!(
-            "a link of type {kind}, neither to a cgroup nor to a network namespace"
-        ))),
-    }
+    Ok(info)
 }
 
 /// Puts `program` in the place of the link's, without a moment in between.

@@ -232,13 +232,15 @@ pub fn load_with(bpffs: &Path, cgroup: &Path, probers: Vec<PathBuf>) -> EbpfCapt
         backend: Backend::Ebpf,
         mode: Mode::Shared,
         iptables: IptablesVariant::Auto,
-        leak_guard: true,
+        // It has tests of its own.
+        leak_guard: false,
         probers: ProberCgroups::Paths(probers),
         bpffs: bpffs.to_owned(),
         cgroup: None,
         exempt_uid: None,
         events: false,
         detach_on_exit: false,
+        verify_interval: std::time::Duration::from_secs(10),
     };
     EbpfCapture::load(&config, cgroup).expect("load the programs")
 }

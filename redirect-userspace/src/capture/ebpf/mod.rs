@@ -12,6 +12,7 @@ use std::{
 use redirect_common::maps::names;
 
 use self::{
+    guard::{AttachBy, Guard},
     inbound::Inbound,
     links::{PROXY_HOOKS, Targets},
     object::Object,
@@ -21,18 +22,21 @@ use self::{
     subject::Subject,
     tables::Tables,
 };
-use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters};
+use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters, older};
 use crate::{
-    config::CaptureConfig,
+    config::{CaptureConfig, Mode},
     orig_dst::OrigDstResolver,
     pod::{Pod, PodUid},
     sys::{bpffs, cgroup::Cgroup, netns::Netns},
 };
 
+mod classifier;
 mod counters;
 mod events;
+pub mod guard;
 mod inbound;
 mod links;
+pub(super) mod netlink;
 mod object;
 mod pins;
 mod prober;
@@ -56,6 +60,8 @@ pub struct EbpfCapture {
     prober: Option<Prober>,
     resolver: Arc<AcceptedSockets>,
     counters: VerdictCounters,
+    /// `None` where the configuration wants no guard.
+    guard: Option<Guard>,
     events: bool,
     names: PodNames,
     numbers: PodNumbers,
@@ -85,12 +91,14 @@ impl EbpfCapture {
         )?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         let own = Cgroup::open(cgroup)?;
+        tables.set_proxy(own.id)?;
         links::attach_proxy(object.programs(), &pins, &own, &PROXY_HOOKS)?;
         let prober = Prober::attach(
             object.programs().clone(),
             pins.clone(),
             config.probers.clone(),
         )?;
+        let has_guard = config.leak_guard && config.mode != Mode::Node;
         Ok(Self {
             object,
             own,
@@ -100,11 +108,35 @@ impl EbpfCapture {
             inbound,
             resolver,
             counters,
+            guard: has_guard.then(|| Guard::new(AttachBy::Link)),
             events: config.events,
             names: PodNames::default(),
             numbers,
             netns: HashMap::new(),
         })
+    }
+
+    /// Attaches the guard in another way than by default.
+    pub fn guard_by(&mut self, by: AttachBy) {
+        self.guard = self.guard.as_ref().map(|_| Guard::new(by));
+    }
+
+    /// Puts the guard on the pod's interfaces, or takes it off where it is not wanted any more.
+    fn guard(&mut self, subject: &Subject<'_>) -> Result<(), CaptureError> {
+        let (pod, netns) = (subject.pod, subject.netns);
+        let directory = self.pins.place(&pod.uid, subject.place())?;
+        match &mut self.guard {
+            // The interfaces are not its own.
+            _ if pod.cgroup_only.is_some() => Ok(()),
+            Some(guard) => {
+                guard.apply(&self.pins, &directory, netns, &subject.cgroup, &pod.options)
+            }
+            None => guard::remove(&directory, netns),
+        }
+    }
+
+    fn is_guarded(&self, pod: &Pod) -> bool {
+        self.guard.is_some() && pod.cgroup_only.is_none()
     }
 }
 
@@ -117,7 +149,8 @@ impl EbpfCapture {
     ) -> Result<(), CaptureError> {
         route::add(subject.netns, &subject.pod.ips)?;
         reserved::add(subject.netns)?;
-        let number = self.tables.add(subject)?;
+        let is_guarded = self.is_guarded(subject.pod);
+        let number = self.tables.add(subject, is_guarded)?;
         self.numbers.insert(number, &subject.pod.uid);
         self.inbound.add(number, subject, sockets)
     }
@@ -200,6 +233,21 @@ impl Capture for EbpfCapture {
             _ = clean_netns(netns);
         }
         let applied = applied?;
+        // Last: what is captured and what is let pass is marked by now.
+        if let Err(error) = self.guard(&subject) {
+            if is_new {
+                self.netns.insert(pod.uid.clone(), netns.clone());
+                _ = self.clean(&pod.uid);
+            }
+            return Err(error);
+        }
+        if is_new && pod.options.reset_older_connections {
+            // Where that fails, the guard drops them all the same.
+            match older::reset(netns) {
+                Ok(count) => tracing::info!(pod = %pod.uid, count, "reset older connections"),
+                Err(error) => tracing::warn!(pod = %pod.uid, %error, "older connections stay"),
+            }
+        }
         for old in self.pins.remove_other_places(&pod.uid, subject.place())? {
             self.forget(old)?;
         }
@@ -275,7 +323,11 @@ pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
 
 /// See [`super::clean_netns`].
 pub fn clean_netns(netns: &Netns) -> Result<(), CaptureError> {
-    let results = [route::remove(netns), reserved::remove(netns)];
+    let results = [
+        guard::remove_filters(netns),
+        route::remove(netns),
+        reserved::remove(netns),
+    ];
     CaptureError::collect(results.into_iter().filter_map(Result::err).collect())
 }
 

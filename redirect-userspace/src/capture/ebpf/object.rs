@@ -29,24 +29,17 @@ pub struct Programs(HashMap<String, ProgramFd>);
 impl Object {
     /// Loads all programs. Maps that are pinned already are used on.
     pub fn load(pins: &Pins) -> Result<Self, CaptureError> {
-        let bytes = embedded().ok_or(CaptureError::NotInBuild)?;
         let has_set_retval = u8::from(has_set_retval());
         let log_level = if is_logging() { AYA_DEBUG } else { 0 };
-        let mut loader = EbpfLoader::new();
-        // No relocation needs the kernel's own BTF, and parsing it takes memory and time.
-        loader
-            .btf(None)
-            .verifier_log_level(VerifierLogLevel::DISABLE);
+        let mut loader = loader();
         loader.override_global("RDR_HAS_SET_RETVAL", &has_set_retval, true);
         loader.override_global("AYA_LOG_LEVEL", &log_level, true);
-        for name in names::ALL {
-            loader.map_pin_path(name, pins.map(name));
-        }
-        let mut ebpf = loader
-            .load(bytes)
-            .map_err(|error| CaptureError::kernel("load", "the eBPF object", &error))?;
+        let mut ebpf = open(&mut loader, pins)?;
         let mut programs = HashMap::new();
         for (name, program) in ebpf.programs_mut() {
+            if SINGLES.contains(&name) {
+                continue;
+            }
             let descriptor = load(program)
                 .map_err(|error| CaptureError::kernel("load the eBPF program", name, &error))?;
             programs.insert(name.to_owned(), descriptor);
@@ -94,18 +87,72 @@ impl Object {
 
 impl Programs {
     pub fn get(&self, name: &'static str) -> Result<BorrowedFd<'_>, CaptureError> {
-        let program = self.0.get(name).ok_or_else(|| CaptureError::Kernel {
-            call: "find",
-            object: format!("program {name}"),
-            cause: "it is not in the eBPF object".into(),
-            hint: "; the programs were built from other sources than the daemon",
-        })?;
+        let program = self.0.get(name).ok_or_else(|| missing(name))?;
         Ok(program.as_fd())
+    }
+}
+
+/// Programs that are loaded by themselves, once for each value of their constant that is in use.
+const SINGLES: [&str; 2] = ["rdr_guard", "rdr_refuse"];
+
+/// One program with a value of its constant.
+pub struct Single(ProgramFd);
+
+impl Single {
+    /// Loads the program `name` with `value` for its constant. It shares the pinned maps with all others.
+    pub fn load(
+        pins: &Pins,
+        name: &'static str,
+        constant: &'static str,
+        value: u32,
+    ) -> Result<Self, CaptureError> {
+        let mut loader = loader();
+        loader.override_global(constant, &value, true);
+        let mut ebpf = open(&mut loader, pins)?;
+        let program = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+        load(program)
+            .map(Self)
+            .map_err(|error| CaptureError::kernel("load the eBPF program", name, &error))
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn loader<'a>() -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    // No relocation needs the kernel's own BTF, and parsing it takes memory and time.
+    loader
+        .btf(None)
+        .verifier_log_level(VerifierLogLevel::DISABLE);
+    loader
+}
+
+/// Reads the object, with maps that are pinned where they belong.
+fn open(loader: &mut EbpfLoader<'_>, pins: &Pins) -> Result<Ebpf, CaptureError> {
+    let bytes = embedded().ok_or(CaptureError::NotInBuild)?;
+    for name in names::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader
+        .load(bytes)
+        .map_err(|error| CaptureError::kernel("load", "the eBPF object", &error))
+}
+
+fn missing(name: &'static str) -> CaptureError {
+    CaptureError::Kernel {
+        call: "find",
+        object: format!("program {name}"),
+        cause: "it is not in the eBPF object".into(),
+        hint: "; the programs were built from other sources than the daemon",
     }
 }
 
 fn load(program: &mut Program) -> Result<ProgramFd, ProgramError> {
     match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),

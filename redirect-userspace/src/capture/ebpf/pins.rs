@@ -18,7 +18,7 @@ use std::{
 
 use redirect_common::ABI_VERSION;
 
-use super::super::CaptureError;
+use super::{super::CaptureError, guard};
 use crate::{
     pod::PodUid,
     sys::{bpf, bpffs},
@@ -230,12 +230,17 @@ fn remove_pod(pod: &Path) -> Result<(), CaptureError> {
     CaptureError::collect(errors)
 }
 
-/// Detaches all links in a folder, those that steer connections first, and removes it.
+/// Detaches all links in a folder, and removes it: first the guard, which would drop what is no longer captured, then what steers
+/// connections.
 pub fn remove_links(folder: &Path) -> Result<(), CaptureError> {
     let mut links = entries(folder)?;
     links.sort_by_key(|link| {
         let name = link.file_name().unwrap_or_default().as_encoded_bytes();
-        !(name.starts_with(b"connect") || name == b"sk_lookup")
+        let first = [guard::PIN, "connect", "sk_lookup"];
+        first
+            .iter()
+            .position(|start| name.starts_with(start.as_bytes()))
+            .unwrap_or(first.len())
     });
     let mut errors = Vec::new();
     for link in links {

@@ -33,6 +33,7 @@ pub struct Tables {
     exempt_cgroups: Table<CgroupKey, u8>,
     flows: Table<FlowKey, Plain<OrigDstEntry>>,
     settings: Array<MapData, Plain<Settings>>,
+    proxies: HashMap<MapData, u64, u8>,
 }
 
 impl Tables {
@@ -46,6 +47,7 @@ impl Tables {
             exempt_cgroups: typed(object, names::EXEMPT_CGROUPS)?,
             flows: typed(object, names::FLOWS)?,
             settings: typed(object, names::SETTINGS)?,
+            proxies: typed(object, names::PROXIES)?,
         })
     }
 
@@ -57,6 +59,17 @@ impl Tables {
         self.settings
             .set(0, Plain(settings), 0)
             .map_err(at(names::SETTINGS, "the settings"))
+    }
+
+    /// Tells the guard the proxy's cgroup. Those of earlier daemons go: their ids are not given out again.
+    pub fn set_proxy(&mut self, cgroup: u64) -> Result<(), CaptureError> {
+        let fail = at(names::PROXIES, cgroup);
+        self.proxies.insert(cgroup, 1, 0).map_err(&fail)?;
+        let present: Vec<_> = self.proxies.keys().filter_map(Result::ok).collect();
+        for other in present.iter().filter(|other| **other != cgroup) {
+            ignore_missing(self.proxies.remove(other)).map_err(&fail)?;
+        }
+        Ok(())
     }
 
     /// Cookies of the network namespaces of all pods that the programs know.
@@ -73,14 +86,14 @@ impl Tables {
 
     /// Tells the programs of a pod, or of what has changed about it, and returns the number by which they
     /// know it.
-    pub fn add(&mut self, subject: &Subject<'_>) -> Result<u32, CaptureError> {
+    pub fn add(&mut self, subject: &Subject<'_>, is_guarded: bool) -> Result<u32, CaptureError> {
         let (pod, netns_cookie) = (subject.pod, subject.netns_cookie);
         let known = self.pods.get(&netns_cookie, 0).map(|entry| entry.0).ok();
         let number = match known {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(subject, number);
+        let entry = entry(subject, number, is_guarded);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
@@ -202,7 +215,7 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(subject: &Subject<'_>, number: u32) -> PodEntry {
+fn entry(subject: &Subject<'_>, number: u32, is_guarded: bool) -> PodEntry {
     let pod = subject.pod;
     let options = &pod.options;
     let flags = [
@@ -233,6 +246,7 @@ fn entry(subject: &Subject<'_>, number: u32) -> PodEntry {
             options.on_proxy_failure == OnProxyFailure::Pass,
             pod_flags::PASS_ON_FAILURE,
         ),
+        (is_guarded, pod_flags::GUARDED),
     ];
     PodEntry {
         v4: first(pod, true).map_or(Addr::UNSPECIFIED, Addr::from),

@@ -101,6 +101,9 @@ impl Connection {
                 .bind_device(Some(device.as_bytes()))
                 .map_err(of("SO_BINDTODEVICE"))?;
         }
+        if let Some(mark) = args.mark {
+            socket.set_mark(mark).map_err(of("SO_MARK"))?;
+        }
         if let Some(size) = args.receive_buffer {
             socket.set_recv_buffer_size(size).map_err(of("SO_RCVBUF"))?;
         }
