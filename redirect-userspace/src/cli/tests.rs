@@ -44,6 +44,7 @@ fn help() {
     let commands = [
         "",
         "run",
+        "check",
         "config",
         "config check",
         "ca",
@@ -73,6 +74,7 @@ fn wrong_usage_has_status_2() {
         "",
         "walk",
         "run",
+        "check",
         "run --config",
         "run --config x --workers 0",
         "run --config x --workers many",

@@ -196,6 +196,34 @@ fn unescape(field: &str) -> String {
     text
 }
 
+/// A cgroup without processes below this process's own, removed when dropped: to try attaching on.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn create() -> Result<Self, CgroupError> {
+        let path = current()?.join(format!("{PREFIX}try-{}", process::id()));
+        match fs::create_dir(&path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::Io {
+                what: "create",
+                path,
+                source,
+            }),
+            _ => Ok(Self(path)),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // An empty cgroup that stays does no harm.
+        _ = fs::remove_dir(&self.0);
+    }
+}
+
 /// Removes cgroups that daemons which no longer run made for themselves. The kernel keeps those that are in use.
 fn remove_stale(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {

@@ -30,6 +30,7 @@ use crate::{
 mod counters;
 mod events;
 mod links;
+pub mod needs;
 mod object;
 mod pins;
 mod resolver;
@@ -183,6 +184,16 @@ impl Capture for EbpfCapture {
             Err(error) => tracing::warn!(%error, "events are not logged"),
         }
     }
+}
+
+/// The programs that are embedded in this build, if any.
+pub fn embedded() -> Option<&'static [u8]> {
+    object::embedded()
+}
+
+/// Loads the programs as a daemon would, and forgets them.
+pub fn try_load() -> Result<(), CaptureError> {
+    Object::try_load()
 }
 
 /// See [`super::uninstall`].

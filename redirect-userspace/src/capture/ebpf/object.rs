@@ -21,18 +21,27 @@ pub struct Object {
 impl Object {
     /// Loads all programs. Maps that are pinned already are used on.
     pub fn load(pins: &Pins) -> Result<Self, CaptureError> {
+        Self::load_with(Some(pins), VerifierLogLevel::DISABLE)
+    }
+
+    /// Loads all programs and forgets them, with the verifier's words if it refuses one.
+    pub fn try_load() -> Result<(), CaptureError> {
+        Self::load_with(None, VerifierLogLevel::default()).map(drop)
+    }
+
+    fn load_with(pins: Option<&Pins>, log: VerifierLogLevel) -> Result<Self, CaptureError> {
         let bytes = embedded().ok_or(CaptureError::NotInBuild)?;
         let has_set_retval = u8::from(has_set_retval());
         let log_level = if is_logging() { AYA_DEBUG } else { 0 };
         let mut loader = EbpfLoader::new();
         // No relocation needs the kernel's own BTF, and parsing it takes memory and time.
-        loader
-            .btf(None)
-            .verifier_log_level(VerifierLogLevel::DISABLE);
+        loader.btf(None).verifier_log_level(log);
         loader.override_global("RDR_HAS_SET_RETVAL", &has_set_retval, true);
         loader.override_global("AYA_LOG_LEVEL", &log_level, true);
-        for name in names::ALL {
-            loader.map_pin_path(name, pins.map(name));
+        for (name, pins) in names::ALL.iter().zip(std::iter::repeat(pins)) {
+            if let Some(pins) = pins {
+                loader.map_pin_path(name, pins.map(name));
+            }
         }
         let mut ebpf = loader
             .load(bytes)
@@ -115,7 +124,7 @@ fn has_set_retval() -> bool {
 }
 
 #[cfg(have_ebpf_object)]
-fn embedded() -> Option<&'static [u8]> {
+pub fn embedded() -> Option<&'static [u8]> {
     Some(aya::include_bytes_aligned!(concat!(
         env!("OUT_DIR"),
         "/redirect-bpf.o"
@@ -123,6 +132,6 @@ fn embedded() -> Option<&'static [u8]> {
 }
 
 #[cfg(not(have_ebpf_object))]
-fn embedded() -> Option<&'static [u8]> {
+pub fn embedded() -> Option<&'static [u8]> {
     None
 }

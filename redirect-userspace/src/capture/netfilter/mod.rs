@@ -34,7 +34,7 @@ mod listing;
 mod nft;
 pub mod plan;
 pub mod render;
-mod tool;
+pub mod tool;
 
 /// Which programs carry the rules in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,76 @@
+//! What this node can do for capture, found by trying and never by version numbers, and the backend that fits it.
+//!
+//! `kernel`, `netfilter` and `node` try; a [`Finding`] says what was found and what depends on it; [`choose`] decides from
+//! findings alone, and [`Report`] tells. What the programs need is read from the embedded object (`ebpf::needs`).
+
+mod choice;
+mod finding;
+mod kernel;
+mod names;
+mod netfilter;
+mod node;
+mod report;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+pub use self::{
+    choice::{Choice, choose},
+    finding::{Finding, Found, Group, Use, Way, Weight},
+    report::Report,
+};
+use super::{ebpf, netfilter::cgroup_path};
+use crate::{
+    config::Mode,
+    sys::cgroup::{self, Scratch},
+};
+
+/// Tries everything. `bpffs` is where a daemon would pin. Changes nothing that stays: what is made is in namespaces and a
+/// cgroup of our own, and gone afterwards.
+pub fn probe(mode: Mode, bpffs: &Path) -> Report {
+    let mut findings = node::probe(bpffs);
+    findings.extend(kernel::probe(ebpf::embedded(), || {
+        ebpf::try_load().map_err(|error| one_line(&error.to_string()))
+    }));
+    // The process's own cgroup may be the root, which no rule can name.
+    let scratch = Scratch::create();
+    let own = cgroup::current().ok();
+    let cgroup = scratch.as_ref().ok().map(Scratch::path).or(own.as_deref());
+    let cgroup = cgroup.and_then(|path| cgroup_path(path).ok());
+    let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
+    findings.extend(netfilter::probe(cgroup.as_ref(), ipv6));
+    findings.sort_by_key(|finding| finding.group);
+    let choice = choose(&findings, mode);
+    Report {
+        mode,
+        warnings: warnings(bpffs, &choice),
+        findings,
+        choice,
+    }
+}
+
+fn warnings(bpffs: &Path, choice: &Choice) -> Vec<String> {
+    let mut told = node::warnings(bpffs);
+    if choice.backend.is_some() && !choice.is_exact {
+        told.push(
+            "the daemon's connections can be told by a mark only: a container with CAP_NET_RAW or CAP_NET_ADMIN can set it and \
+             go around capture"
+                .to_owned(),
+        );
+    }
+    told
+}
+
+/// The verifier says the reason last, before its counts.
+fn one_line(error: &str) -> String {
+    let told = error.lines().map(str::trim).filter(|line| !line.is_empty());
+    let told = told.filter(|line| !line.starts_with("processed "));
+    let lines: Vec<&str> = told.collect();
+    match lines.as_slice() {
+        [] => String::new(),
+        [only] => (*only).to_owned(),
+        [first, .., last] => format!("{first} … {last}"),
+    }
+}
