@@ -9,15 +9,17 @@ use std::{
 
 use socket2::SockRef;
 
-use crate::sys::socket::canonical;
+use crate::{pod::PodUid, sys::socket::canonical};
 
 /// Where the app wanted to connect to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrigDst {
     /// Canonical: a v4-mapped address is given as IPv4.
     pub addr: SocketAddr,
     /// The cgroup v2 id of the connecting task, where the backend knows it.
     pub cgroup_id: Option<u64>,
+    /// The pod that made the connection, where the backend knows it.
+    pub pod: Option<PodUid>,
 }
 
 /// One way to learn the original destination of an accepted socket.
@@ -99,6 +101,7 @@ impl OrigDstResolver for SoOriginalDst {
             Ok(address) => Ok(address.as_socket().map(|addr| OrigDst {
                 addr: canonical(addr),
                 cgroup_id: None,
+                pod: None,
             })),
             // ENOENT: no such conntrack entry; ENOPROTOOPT: no conntrack in this kernel or namespace.
             Err(error)
@@ -127,6 +130,7 @@ impl OrigDstResolver for LocalAddress {
         Ok(local.as_socket().map(|addr| OrigDst {
             addr: canonical(addr),
             cgroup_id: None,
+            pod: None,
         }))
     }
 
@@ -173,6 +177,7 @@ mod tests {
                 Ok(answer) => Ok(answer.map(|addr| OrigDst {
                     addr: addr.parse().unwrap(),
                     cgroup_id: None,
+                    pod: None,
                 })),
                 Err(error) => Err(error.kind().into()),
             }

@@ -1,7 +1,7 @@
 //! The daemon: puts its parts together, captures the configured pods, and lets go in order.
 
 mod instance;
-mod pods;
+pub mod pods;
 mod record;
 
 use std::{path::Path, sync::Arc};
@@ -85,7 +85,7 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
         metrics: metrics.clone(),
     });
     let workers = Workers::start(config.workers, &shared)?;
-    let mut pods = Pods::new(shared, capture, &config.state_dir);
+    let mut pods = Pods::new(shared, capture, config.capture.mode, &config.state_dir);
     pods.remove_stale(&config.pods);
     let failed = pods.add_all(config.pods, &workers).await;
     if matches!(
@@ -107,6 +107,7 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
         _ = interrupt.recv() => tracing::info!(target: "redirect", limit = ?config.proxy.drain, "SIGINT: draining"),
     }
     readiness.set(false);
+    pods.close_listeners();
     // Certificates, workload data and metrics go on while connections finish; a second signal ends the wait.
     let drained = tokio::task::spawn_blocking(move || workers.drain());
     tokio::select! {

@@ -16,7 +16,7 @@ use self::{
     links::{POD_HOOKS, PROXY_HOOKS},
     object::Object,
     pins::{Pins, Place},
-    resolver::AcceptedSockets,
+    resolver::{AcceptedSockets, PodNumbers},
     tables::Tables,
 };
 use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters};
@@ -48,6 +48,7 @@ pub struct EbpfCapture {
     counters: VerdictCounters,
     events: bool,
     names: PodNames,
+    numbers: PodNumbers,
     /// Namespaces of pods that this daemon applied, to take the routes back from.
     netns: HashMap<PodUid, Netns>,
 }
@@ -66,7 +67,11 @@ impl EbpfCapture {
         let mut tables = Tables::open(&mut object)?;
         tables.configure(config.events)?;
         remove_orphans(&pins, &mut tables)?;
-        let resolver = Arc::new(AcceptedSockets::new(object.map(names::ACCEPTED)?)?);
+        let numbers = PodNumbers::default();
+        let resolver = Arc::new(AcceptedSockets::new(
+            object.map(names::ACCEPTED)?,
+            numbers.clone(),
+        )?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         links::attach_proxy(&object, &pins, &Cgroup::open(cgroup)?, &PROXY_HOOKS)?;
         Ok(Self {
@@ -77,6 +82,7 @@ impl EbpfCapture {
             counters,
             events: config.events,
             names: PodNames::default(),
+            numbers,
             netns: HashMap::new(),
         })
     }
@@ -104,7 +110,8 @@ impl Capture for EbpfCapture {
         route::add(netns, &pod.ips)?;
         // First what the programs need to know, then the programs.
         let is_new = !self.tables.has(netns_cookie);
-        self.tables.add(netns_cookie, pod, &exempt)?;
+        let number = self.tables.add(netns_cookie, pod, &exempt)?;
+        self.numbers.insert(number, &pod.uid);
         let applied = match links::attach_pod(
             &self.object,
             &self.pins,
@@ -116,6 +123,7 @@ impl Capture for EbpfCapture {
             Ok(applied) => applied,
             Err(error) => {
                 if is_new {
+                    self.numbers.remove(&pod.uid);
                     _ = self.tables.remove(netns_cookie);
                     _ = route::remove(netns);
                 }
@@ -152,6 +160,7 @@ impl Capture for EbpfCapture {
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&cookie);
         }
+        self.numbers.remove(uid);
         if let Some(netns) = self.netns.remove(uid) {
             errors.extend(route::remove(&netns).err());
         }

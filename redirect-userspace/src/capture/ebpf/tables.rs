@@ -67,13 +67,14 @@ impl Tables {
         self.pods.get(&netns_cookie, 0).is_ok()
     }
 
-    /// Tells the programs of a pod, or of what has changed about it. `exempt` are ids of cgroups.
+    /// Tells the programs of a pod, or of what has changed about it; gives the number by which they know it. `exempt` are ids
+    /// of cgroups.
     pub fn add(
         &mut self,
         netns_cookie: u64,
         pod: &Pod,
         exempt: &[u64],
-    ) -> Result<(), CaptureError> {
+    ) -> Result<u32, CaptureError> {
         let known = self.pods.get(&netns_cookie, 0).map(|entry| entry.0).ok();
         let number = match known {
             Some(entry) => entry.pod,
@@ -127,7 +128,7 @@ impl Tables {
                 .insert(netns_cookie, Plain(entry), 0)
                 .map_err(at(names::PODS, netns_cookie))?;
         }
-        Ok(())
+        Ok(number)
     }
 
     /// Makes the programs forget a pod. No error if they do not know it.
