@@ -90,7 +90,9 @@ fn the_table_ends_with_the_backend_and_nothing_stays() {
     );
     // The command's own cgroup: what it tried attaching on was below.
     let own = stage.node.cgroup().join("host");
-    let below = std::fs::read_dir(own).expect("the cgroup is there").flatten();
+    let below = std::fs::read_dir(own)
+        .expect("the cgroup is there")
+        .flatten();
     let left: Vec<_> = below.filter(|entry| entry.path().is_dir()).collect();
     assert!(left.is_empty(), "{left:?}");
 }
@@ -124,7 +126,12 @@ fn without_capabilities_it_says_so_and_fails() {
 fn a_daemon_chooses_and_says_why() {
     let stage = Stage::new();
     let auto = json!({ "capture": { "backend": "auto" } });
-    let daemon = stage.node.daemon().capture(&stage.client).config(auto).start();
+    let daemon = stage
+        .node
+        .daemon()
+        .capture(&stage.client)
+        .config(auto)
+        .start();
     let line = daemon.wait_log("choice", |line| line.contains("chose the backend"));
     assert!(line.contains("ebpf") && line.contains("is there"), "{line}");
 }
@@ -134,7 +141,12 @@ fn a_daemon_chooses_and_says_why() {
 fn a_daemon_falls_back_to_rules() {
     let stage = Stage::new();
     let config = json!({ "capture": { "backend": "auto", "bpffs": "/dev/null/bpf" } });
-    let daemon = stage.node.daemon().capture(&stage.client).config(config).start();
+    let daemon = stage
+        .node
+        .daemon()
+        .capture(&stage.client)
+        .config(config)
+        .start();
     let line = daemon.wait_log("choice", |line| line.contains("chose the backend"));
     assert!(line.contains("no BPF file system"), "{line}");
     assert!(!line.contains("ebpf"), "{line}");
@@ -144,7 +156,11 @@ fn a_daemon_falls_back_to_rules() {
     for dst in [outside.at(8080), outside.at6(8080)] {
         let connected = greeted(&stage.client, dst, &[]);
         let peer = server.event("accepted").addr("peer");
-        assert_ne!(peer.port(), connected.addr("sockname").port(), "not captured");
+        assert_ne!(
+            peer.port(),
+            connected.addr("sockname").port(),
+            "not captured"
+        );
     }
     let _ = &stage.bed;
 }

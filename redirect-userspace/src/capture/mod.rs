@@ -72,7 +72,7 @@ pub fn choose_backend(mut config: CaptureConfig) -> Result<CaptureConfig, Captur
     if config.backend != Backend::Auto {
         return Ok(config);
     }
-    let report = probe::probe(config.mode, &config.bpffs);
+    let report = probe::probe(config.mode, &config.bpffs, config.iptables);
     for warning in &report.warnings {
         tracing::warn!("{warning}");
     }

@@ -4,7 +4,10 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Args, ValueEnum};
 
-use crate::{capture::probe, config::Mode};
+use crate::{
+    capture::probe,
+    config::{IptablesVariant, Mode},
+};
 
 /// Find out what this node can do for capture, and which backend `capture.backend: auto` would choose
 ///
@@ -37,7 +40,7 @@ impl Check {
             ModeArg::Dedicated => Mode::Dedicated,
             ModeArg::Node => Mode::Node,
         };
-        let report = probe::probe(mode, &self.bpffs);
+        let report = probe::probe(mode, &self.bpffs, IptablesVariant::Auto);
         match self.json {
             true => writeln!(out, "{:#}", report.json())?,
             false => write!(out, "{}", report.table())?,

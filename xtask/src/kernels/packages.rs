@@ -84,10 +84,9 @@ fn fetch(apt: &Apt, release: &Release, cache: &Path, folder: &Path) -> Result<()
     }
     fs::create_dir_all(&staged).with_context(|| format!("create {}", staged.display()))?;
     apt.run_in(&staged, "apt-get", &["download", name])?;
-    let entries = fs::read_dir(&staged)?.flatten().map(|entry| entry.path());
+    let mut entries = fs::read_dir(&staged)?.flatten().map(|entry| entry.path());
     let package = entries
-        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .next()
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .context("apt-get downloaded nothing")?;
     output(Command::new("dpkg-deb").arg("-x").args([&package, &staged]))?;
     fs::remove_file(&package)?;

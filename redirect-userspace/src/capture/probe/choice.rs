@@ -1,6 +1,6 @@
 //! Which backend fits what was found: pure.
 
-use super::finding::{Finding, Way, Weight};
+use super::finding::{Finding, Group, Way, Weight};
 use crate::config::{Backend, Mode};
 
 /// A backend, or none, and the reason in a few words.
@@ -28,7 +28,13 @@ pub fn choose(findings: &[Finding], mode: Mode) -> Choice {
         };
     }
     let no_ebpf = format!("no {}", enumerate(&without_ebpf));
-    let works = |way: &Way| missing(*way, Weight::Required).is_empty();
+    // Of what was not tried nothing is missing, either.
+    let tried = |way: Way| {
+        findings
+            .iter()
+            .any(|f| f.group == Group::Netfilter && f.weight(way, mode).is_some())
+    };
+    let works = |way: &Way| tried(*way) && missing(*way, Weight::Required).is_empty();
     let is_exact = |way: &Way| missing(*way, Weight::Exact).is_empty();
     let working: Vec<Way> = Way::NETFILTER.into_iter().filter(works).collect();
     let exact = working.iter().copied().find(is_exact);
@@ -45,7 +51,7 @@ pub fn choose(findings: &[Finding], mode: Mode) -> Choice {
             is_exact: exact.is_some(),
         },
         None => {
-            let ways = Way::NETFILTER.into_iter();
+            let ways = Way::NETFILTER.into_iter().filter(|way| tried(*way));
             let told = ways.map(|way| {
                 let missing = missing(way, Weight::Required);
                 format!("{}: no {}", way.name(), enumerate(&missing))

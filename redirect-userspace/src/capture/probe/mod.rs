@@ -23,24 +23,28 @@ pub use self::{
 };
 use super::{ebpf, netfilter::cgroup_path};
 use crate::{
-    config::Mode,
+    config::{IptablesVariant, Mode},
     sys::cgroup::{self, Scratch},
 };
 
 /// Tries everything. `bpffs` is where a daemon would pin. Changes nothing that stays: what is made is in namespaces and a
 /// cgroup of our own, and gone afterwards.
-pub fn probe(mode: Mode, bpffs: &Path) -> Report {
+pub fn probe(mode: Mode, bpffs: &Path, iptables: IptablesVariant) -> Report {
     let mut findings = node::probe(bpffs);
     findings.extend(kernel::probe(ebpf::embedded(), || {
         ebpf::try_load().map_err(|error| one_line(&error.to_string()))
     }));
-    // The process's own cgroup may be the root, which no rule can name.
-    let scratch = Scratch::create();
+    // No rule can name the root cgroup: from there we go to one of our own until all is tried.
+    let named = |path: &Path| cgroup_path(path).ok();
     let own = cgroup::current().ok();
-    let cgroup = scratch.as_ref().ok().map(Scratch::path).or(own.as_deref());
-    let cgroup = cgroup.and_then(|path| cgroup_path(path).ok());
+    let own = own.as_deref().and_then(named);
+    let inside = match own {
+        Some(_) => None,
+        None => Scratch::create().and_then(Scratch::enter).ok(),
+    };
+    let cgroup = own.or_else(|| named(inside.as_ref()?.path()));
     let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
-    findings.extend(netfilter::probe(cgroup.as_ref(), ipv6));
+    findings.extend(netfilter::probe(iptables, cgroup.as_ref(), ipv6));
     findings.sort_by_key(|finding| finding.group);
     let choice = choose(&findings, mode);
     Report {

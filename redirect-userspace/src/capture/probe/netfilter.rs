@@ -13,7 +13,7 @@ use socket2::SockRef;
 use super::finding::{Finding, Found, Group, Use, Way, Weight};
 use crate::{
     capture::netfilter::{plan::CgroupPath, tool},
-    config::Mode,
+    config::{IptablesVariant, Mode},
     sys::netns,
 };
 
@@ -21,9 +21,15 @@ use crate::{
 const ELSEWHERE: u16 = 9;
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// `cgroup` is any cgroup that exists; `ipv6` whether the node has IPv6 at all.
-pub fn probe(cgroup: Option<&CgroupPath>, ipv6: bool) -> Vec<Finding> {
-    let ways = Way::NETFILTER.into_iter();
+/// `variant` may leave one kind of iptables out; `cgroup` is the one that this process is in; `ipv6` whether the node has IPv6 at all.
+pub fn probe(variant: IptablesVariant, cgroup: Option<&CgroupPath>, ipv6: bool) -> Vec<Finding> {
+    let wanted = |way: &Way| match way {
+        Way::Ebpf => false,
+        Way::Nftables => true,
+        Way::IptablesNft => variant != IptablesVariant::Legacy,
+        Way::IptablesLegacy => variant != IptablesVariant::Nft,
+    };
+    let ways = Way::ALL.into_iter().filter(wanted);
     ways.flat_map(|way| of_way(way, cgroup, ipv6)).collect()
 }
 
@@ -60,10 +66,10 @@ fn of_way(way: Way, cgroup: Option<&CgroupPath>, ipv6: bool) -> Vec<Finding> {
         "match by cgroup",
         "telling the daemon from pods",
         match cgroup {
-            Some(cgroup) => rules.try_all(ipv6, &Piece::Cgroup(cgroup)),
-            None => Err("this process is in no cgroup v2".to_owned()),
+            Some(cgroup) => exempts(&rules, cgroup, ipv6),
+            None => Err("this process is in no cgroup v2 that has a name".to_owned()),
         },
-        vec![way.needs_in(Weight::Exact, &[Mode::Shared, Mode::Node])],
+        vec![way.needs_in(Weight::Exact, &[Mode::Shared])],
     ));
     for (piece, what, needed_for, modes, without) in [
         (
@@ -108,7 +114,8 @@ fn required(way: Way) -> Vec<Use> {
 /// Something that a rule can do.
 enum Piece<'a> {
     Redirect(u16),
-    Cgroup(&'a CgroupPath),
+    /// The same, but not for sockets of this cgroup.
+    Except(&'a CgroupPath, u16),
     Owner,
     Connmark,
     Zone,
@@ -133,10 +140,11 @@ impl Rules {
                 v4: find("iptables-legacy-restore")?,
                 v6: find("ip6tables-legacy-restore")?,
             },
-            Way::IptablesNft | Way::Ebpf => Self::Iptables {
+            Way::IptablesNft => Self::Iptables {
                 v4: find("iptables-nft-restore")?,
                 v6: find("ip6tables-nft-restore")?,
             },
+            Way::Ebpf => return Err("no rules".to_owned()),
         })
     }
 
@@ -178,48 +186,41 @@ fn first(message: &str) -> String {
 }
 
 fn iptables(piece: &Piece<'_>) -> String {
-    let (table, rule) = match piece {
-        Piece::Redirect(port) => (
-            "nat",
-            format!("OUTPUT -p tcp --dport {ELSEWHERE} -j REDIRECT --to-ports {port}"),
-        ),
-        Piece::Cgroup(cgroup) => (
-            "nat",
-            format!(
-                "OUTPUT -m cgroup --path \"{}\" -j RETURN",
-                cgroup.in_hierarchy
-            ),
-        ),
+    let redirect =
+        |port| format!("-A OUTPUT -p tcp --dport {ELSEWHERE} -j REDIRECT --to-ports {port}");
+    let (table, rules) = match piece {
+        Piece::Redirect(port) => ("nat", redirect(port)),
+        Piece::Except(cgroup, port) => {
+            let path = &cgroup.in_hierarchy;
+            let except = format!("-A OUTPUT -m cgroup --path \"{path}\" -j RETURN");
+            ("nat", format!("{except}\n{}", redirect(port)))
+        }
         Piece::Owner => (
             "nat",
-            "OUTPUT -m owner --uid-owner 1337 -j RETURN".to_owned(),
+            "-A OUTPUT -m owner --uid-owner 1337 -j RETURN".to_owned(),
         ),
         Piece::Connmark => (
             "mangle",
-            "OUTPUT -m mark --mark 1 -j CONNMARK --save-mark".to_owned(),
+            "-A OUTPUT -m mark --mark 1 -j CONNMARK --save-mark".to_owned(),
         ),
-        Piece::Zone => ("raw", "OUTPUT -p udp -j CT --zone 1".to_owned()),
+        Piece::Zone => ("raw", "-A OUTPUT -p udp -j CT --zone 1".to_owned()),
     };
-    format!("*{table}\n-A {rule}\nCOMMIT\n")
+    format!("*{table}\n{rules}\nCOMMIT\n")
 }
 
 fn nft(piece: &Piece<'_>) -> Result<String, String> {
-    let (chain, rule) = match piece {
-        Piece::Redirect(port) => (
-            "nat hook output priority -100",
-            format!("tcp dport {ELSEWHERE} redirect to :{port}"),
-        ),
-        Piece::Cgroup(cgroup) => {
+    const NAT: &str = "nat hook output priority -100";
+    let redirect = |port| format!("tcp dport {ELSEWHERE} redirect to :{port}");
+    let (chain, rules) = match piece {
+        Piece::Redirect(port) => (NAT, redirect(port)),
+        Piece::Except(cgroup, port) => {
             let path = cgroup.in_sysfs.as_ref();
             let path = path.ok_or("cgroup v2 is not mounted at /sys/fs/cgroup, where nft looks")?;
             let level = cgroup.level();
-            let rule = format!("socket cgroupv2 level {level} \"{path}\" return");
-            ("nat hook output priority -100", rule)
+            let except = format!("socket cgroupv2 level {level} \"{path}\" return");
+            (NAT, format!("{except}\n{}", redirect(port)))
         }
-        Piece::Owner => (
-            "nat hook output priority -100",
-            "meta skuid 1337 return".to_owned(),
-        ),
+        Piece::Owner => (NAT, "meta skuid 1337 return".to_owned()),
         Piece::Connmark => (
             "filter hook output priority -150",
             "meta mark 1 ct mark set meta mark".to_owned(),
@@ -230,17 +231,46 @@ fn nft(piece: &Piece<'_>) -> Result<String, String> {
         ),
     };
     Ok(format!(
-        "table inet redirect-try {{ chain try {{ type {chain}; {rule}; }} }}\n"
+        "table inet redirect-try {{\nchain try {{\ntype {chain};\n{rules}\n}}\n}}\n"
     ))
+}
+
+/// That a rule is taken does not mean that it matches: a connection of this process must go past the redirection.
+fn exempts(rules: &Rules, cgroup: &CgroupPath, ipv6: bool) -> Result<(), String> {
+    let each = [
+        (true, IpAddr::from(Ipv4Addr::LOCALHOST)),
+        (ipv6, Ipv6Addr::LOCALHOST.into()),
+    ];
+    let mut each = each.into_iter().filter(|(there, _)| *there);
+    each.try_for_each(|(_, ip)| {
+        in_new_namespace(|| {
+            let (_listener, port) = listen(ip)?;
+            rules.apply(ip.is_ipv6(), &Piece::Except(cgroup, port))?;
+            match TcpStream::connect_timeout(&SocketAddr::new(ip, ELSEWHERE), PATIENCE) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+                Err(error) => Err(format!("connect: {error}")),
+                Ok(_) => Err("the rule is taken, but does not match this process".to_owned()),
+            }
+        })
+    })
+}
+
+/// In a namespace that is new.
+fn listen(ip: IpAddr) -> Result<(TcpListener, u16), String> {
+    netns::raise_loopback().map_err(|error| format!("bring up lo: {error}"))?;
+    let listen = || -> io::Result<_> {
+        let listener = TcpListener::bind((ip, 0))?;
+        let port = listener.local_addr()?.port();
+        Ok((listener, port))
+    };
+    listen().map_err(|error| format!("listen: {error}"))
 }
 
 /// Redirects a connection of this thread to itself, and asks conntrack where it was meant to go.
 fn redirects(rules: &Rules, ip: IpAddr) -> Result<(), String> {
     in_new_namespace(|| {
         let failed = |call: &'static str| move |error: io::Error| format!("{call}: {error}");
-        netns::raise_loopback().map_err(failed("bring up lo"))?;
-        let listener = TcpListener::bind((ip, 0)).map_err(failed("listen"))?;
-        let port = listener.local_addr().map_err(failed("listen"))?.port();
+        let (listener, port) = listen(ip)?;
         rules.apply(ip.is_ipv6(), &Piece::Redirect(port))?;
         let meant = SocketAddr::new(ip, ELSEWHERE);
         // Accepted already when this returns: the listener's queue has it.

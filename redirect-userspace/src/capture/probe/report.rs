@@ -34,6 +34,11 @@ impl Report {
         };
         let (name, purpose) = (width(|f| &f.name), width(|f| &f.needed_for));
         let mut text = String::new();
+        _ = writeln!(
+            text,
+            "  found  {:name$}  {:purpose$}  why not, → what follows",
+            "feature", "needed for"
+        );
         let mut group = None;
         for finding in &self.findings {
             if group != Some(finding.group) {
@@ -41,8 +46,8 @@ impl Report {
                 _ = writeln!(text, "{}", finding.group.title());
             }
             let (mark, rest) = match &finding.found {
-                Found::Yes => ("yes", String::new()),
-                Found::No(why) => ("no ", format!("  {why}")),
+                Found::Yes => ("yes  ", String::new()),
+                Found::No(why) => ("no   ", format!("  {why}")),
             };
             let line = format!(
                 "  {mark}  {:name$}  {:purpose$}{rest}",
@@ -51,7 +56,7 @@ impl Report {
             _ = writeln!(text, "{}", line.trim_end());
             let consequence = finding.consequence(self.mode);
             if !consequence.is_empty() {
-                _ = writeln!(text, "         → {consequence}");
+                _ = writeln!(text, "           → {consequence}");
             }
         }
         for warning in &self.warnings {

@@ -285,6 +285,15 @@ fn a_feature_counts_in_the_modes_that_use_it() {
     assert_eq!(gone.consequence(Mode::Dedicated), "none in this mode");
 }
 
+#[test]
+fn what_was_not_tried_is_not_chosen() {
+    let mut findings = without(&["connect4", "nftables"]);
+    findings.retain(|finding| !finding.name.starts_with("iptables-nft"));
+    assert_eq!(chosen(&findings, Mode::Shared), "iptables: no connect4");
+    findings.retain(|finding| !finding.name.starts_with("iptables-legacy"));
+    assert!(chosen(&findings, Mode::Shared).starts_with("nothing: "));
+}
+
 fn report(findings: Vec<Finding>, warnings: &[&str]) -> Report {
     Report {
         mode: Mode::Shared,
