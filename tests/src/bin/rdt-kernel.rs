@@ -10,9 +10,10 @@ use std::{
 };
 
 use redirect_tests::{
-    App, Event, Mesh,
+    App, Event, Mesh, Pod,
     exchange::{greeted, greeter, refused},
     redirect_binary,
+    state::State,
 };
 use serde_json::{Value, json};
 
@@ -56,6 +57,10 @@ fn main() -> ExitCode {
         assert_eq!(stage.mesh.wall.leaked(), 0)
     });
     report.check("uninstall lets go", || stage.uninstall());
+    report.check("the client's namespace is as it was before", || {
+        let differences = stage.before.differences(&state(&stage.mesh.client));
+        assert!(differences.is_empty(), "{}", differences.join("\n"));
+    });
     for (family, dst) in [
         ("IPv4", stage.mesh.outsider.at(8080)),
         ("IPv6", stage.mesh.outsider.at6(8080)),
@@ -143,13 +148,19 @@ struct Stage {
     server: App,
     outside: App,
     own: App,
+    before: State,
+}
+
+fn state(pod: &Pod) -> State {
+    State::of(pod.netns(), &[pod.cgroup()])
 }
 
 impl Stage {
     fn set() -> Self {
+        let mut before = State::default();
         let mesh = Mesh::builder()
             .config(json!({ "capture": { "backend": "auto" } }))
-            .start();
+            .start_with(|client, _| before = state(client));
         let chosen = mesh.daemon_a.wait_log("choice of a backend", |line| {
             line.contains("chose the backend")
         });
@@ -162,6 +173,7 @@ impl Stage {
             server,
             outside,
             own,
+            before,
         }
     }
 

@@ -27,8 +27,11 @@ const MODULES: [&str; 8] = [
 ];
 
 /// Each program, and the names under which it is called besides its own.
-const PROGRAMS: [(&str, &[&str]); 4] = [
+const PROGRAMS: [(&str, &[&str]); 7] = [
     ("ip", &[]),
+    ("tc", &[]),
+    ("ss", &[]),
+    ("bpftool", &[]),
     ("nft", &[]),
     (
         "xtables-nft-multi",
@@ -71,6 +74,7 @@ const EXTENSIONS: [&str; 3] = [
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/usr/sbin:/bin
 busybox mount -t proc none /proc
+busybox --install -s /bin
 busybox mount -t sysfs none /sys
 busybox mount -t devtmpfs none /dev
 busybox mount -t tmpfs none /run

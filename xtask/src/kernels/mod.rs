@@ -135,10 +135,10 @@ fn build(object: &std::path::Path) -> Result<Vec<PathBuf>> {
         ])
         .args(names.iter().flat_map(|name| ["--bin", name]))
         .env("REDIRECT_EBPF_OBJECT", object)
-        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
-        // Nobody debugs there, and all of it is unpacked into memory at boot.
-        .env("CARGO_PROFILE_DEV_DEBUG", "false")
-        .env("CARGO_PROFILE_DEV_STRIP", "symbols");
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        // Built to run a few seconds. Nobody debugs there, and all of it is unpacked into memory at boot.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+        .env("CARGO_PROFILE_DEV_DEBUG", "false");
     let status = cargo.status().with_context(|| format!("run {cargo:?}"))?;
     if !status.success() {
         bail!("the static build failed: {status}");
