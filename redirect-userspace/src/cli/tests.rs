@@ -74,7 +74,6 @@ fn wrong_usage_has_status_2() {
         "",
         "walk",
         "run",
-        "check",
         "run --config",
         "run --config x --workers 0",
         "run --config x --workers many",
