@@ -34,7 +34,7 @@ pub mod needs;
 mod object;
 mod pins;
 mod resolver;
-mod route;
+pub(super) mod route;
 mod tables;
 
 /// Names of captured pods by the cookie of their network namespace, for events.

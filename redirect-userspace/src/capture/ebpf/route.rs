@@ -164,7 +164,10 @@ fn ours(family: AddressFamily) -> io::Result<Vec<RouteMessage>> {
 }
 
 /// Sends one message to the kernel and reads until it has been answered for good.
-fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+pub(in crate::capture) fn request(
+    message: RouteNetlinkMessage,
+    flags: u16,
+) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
