@@ -17,6 +17,7 @@ use crate::{
 pub mod ebpf;
 pub mod netfilter;
 pub mod none;
+mod older;
 pub mod probe;
 
 /// Brings a pod's connections to the proxy's listeners, and lets go of them again.
@@ -90,7 +91,11 @@ pub fn choose_backend(mut config: CaptureConfig) -> Result<CaptureConfig, Captur
     if config.backend != Backend::Auto {
         return Ok(config);
     }
-    let report = probe::probe(config.mode, &config.bpffs, config.iptables);
+    let report = probe::probe_for_choice(probe::Asked {
+        mode: config.mode,
+        bpffs: &config.bpffs,
+        iptables: config.iptables,
+    });
     for warning in &report.warnings {
         tracing::warn!("{warning}");
     }

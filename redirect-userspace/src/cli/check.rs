@@ -5,7 +5,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    capture::probe,
+    capture::probe::{self, Asked},
     config::{IptablesVariant, Mode},
 };
 
@@ -40,7 +40,11 @@ impl Check {
             ModeArg::Dedicated => Mode::Dedicated,
             ModeArg::Node => Mode::Node,
         };
-        let report = probe::probe(mode, &self.bpffs, IptablesVariant::Auto);
+        let report = probe::probe(Asked {
+            mode,
+            bpffs: &self.bpffs,
+            iptables: IptablesVariant::Auto,
+        });
         match self.json {
             true => writeln!(out, "{:#}", report.json())?,
             false => write!(out, "{}", report.table())?,

@@ -19,7 +19,7 @@ use rtnetlink::{
 use crate::sys::netns::Netns;
 
 /// Mark of the proxy's connections to apps, and of nothing else: a tunnel with this mark would never leave the pod.
-pub const MARK: u32 = 0x111;
+pub const MARK: u32 = redirect_common::mark::TO_APP;
 const MARK_MASK: u32 = 0xfff;
 const TABLE: u32 = 100;
 const PRIORITY: u32 = 32764;

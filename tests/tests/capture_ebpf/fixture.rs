@@ -203,7 +203,8 @@ pub fn load(bpffs: &Path, cgroup: &Path) -> EbpfCapture {
         backend: Backend::Ebpf,
         mode: Mode::Shared,
         iptables: IptablesVariant::Auto,
-        leak_guard: true,
+        // It has tests of its own.
+        leak_guard: false,
         bpffs: bpffs.to_owned(),
         cgroup: None,
         exempt_uid: None,

@@ -72,7 +72,7 @@ const EXTENSIONS: [&str; 3] = [
 
 /// PID 1. Whatever becomes of the self-test, the machine is switched off.
 const INIT: &str = r#"#!/bin/busybox sh
-export PATH=/usr/sbin:/bin
+export PATH=/usr/sbin:/bin RDT_SLOWNESS=6
 busybox mount -t proc none /proc
 busybox --install -s /bin
 busybox mount -t sysfs none /sys

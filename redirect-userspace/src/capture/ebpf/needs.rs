@@ -12,6 +12,7 @@ const HELPER: u8 = 0;
 
 /// `enum bpf_prog_type`.
 pub const SCHED_CLS: u32 = 3;
+pub const CGROUP_SKB: u32 = 8;
 pub const SOCK_OPS: u32 = 13;
 pub const SOCK_ADDR: u32 = 18;
 pub const SOCKOPT: u32 = 25;
@@ -67,6 +68,10 @@ fn kind(section: &ProgramSection) -> Option<Kind> {
         ProgramSection::CgroupSockopt { attach_type } => (SOCKOPT, number((*attach_type).into())),
         ProgramSection::SockOps => (SOCK_OPS, 0),
         ProgramSection::SkLookup => (SK_LOOKUP, number(bpf_attach_type::BPF_SK_LOOKUP)),
+        ProgramSection::CgroupSkb { attach_type } => (
+            CGROUP_SKB,
+            attach_type.map_or(0, |hook| number(hook.into())),
+        ),
         ProgramSection::SchedClassifier => (SCHED_CLS, 0),
         _ => return None,
     };

@@ -29,6 +29,7 @@ pub struct Tables {
     exempt_cgroups: Table<CgroupKey, u8>,
     flows: Table<FlowKey, Plain<OrigDstEntry>>,
     settings: Array<MapData, Plain<Settings>>,
+    proxies: HashMap<MapData, u64, u8>,
 }
 
 impl Tables {
@@ -42,6 +43,7 @@ impl Tables {
             exempt_cgroups: typed(object, names::EXEMPT_CGROUPS)?,
             flows: typed(object, names::FLOWS)?,
             settings: typed(object, names::SETTINGS)?,
+            proxies: typed(object, names::PROXIES)?,
         })
     }
 
@@ -53,6 +55,17 @@ impl Tables {
         self.settings
             .set(0, Plain(settings), 0)
             .map_err(at(names::SETTINGS, "the settings"))
+    }
+
+    /// Tells the guard the proxy's cgroup. Those of earlier daemons go: their ids are not given out again.
+    pub fn set_proxy(&mut self, cgroup: u64) -> Result<(), CaptureError> {
+        let fail = at(names::PROXIES, cgroup);
+        self.proxies.insert(cgroup, 1, 0).map_err(&fail)?;
+        let present: Vec<_> = self.proxies.keys().filter_map(Result::ok).collect();
+        for other in present.iter().filter(|other| **other != cgroup) {
+            ignore_missing(self.proxies.remove(other)).map_err(&fail)?;
+        }
+        Ok(())
     }
 
     /// Cookies of the network namespaces of all pods that the programs know.
@@ -74,13 +87,14 @@ impl Tables {
         netns_cookie: u64,
         pod: &Pod,
         exempt: &[u64],
+        is_guarded: bool,
     ) -> Result<u32, CaptureError> {
         let known = self.pods.get(&netns_cookie, 0).map(|entry| entry.0).ok();
         let number = match known {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(pod, number, !exempt.is_empty());
+        let entry = entry(pod, number, !exempt.is_empty(), is_guarded);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
@@ -213,7 +227,7 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(pod: &Pod, number: u32, has_exempt: bool) -> PodEntry {
+fn entry(pod: &Pod, number: u32, has_exempt: bool, is_guarded: bool) -> PodEntry {
     let first = |want_v4: bool| {
         pod.ips
             .iter()
@@ -236,6 +250,7 @@ fn entry(pod: &Pod, number: u32, has_exempt: bool) -> PodEntry {
             options.capture_metadata_address,
             pod_flags::CAPTURE_METADATA,
         ),
+        (is_guarded, pod_flags::GUARDED),
     ];
     PodEntry {
         v4: first(true).map_or(Addr::UNSPECIFIED, Addr::from),

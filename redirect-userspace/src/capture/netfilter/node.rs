@@ -22,7 +22,7 @@ use super::{
     rules::Rules,
 };
 use crate::{
-    capture::{CaptureError, ebpf::route::request},
+    capture::{CaptureError, ebpf::netlink::request},
     pod::Pod,
     sys::netns::Netns,
 };

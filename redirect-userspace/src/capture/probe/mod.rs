@@ -27,13 +27,40 @@ use crate::{
     sys::cgroup::{self, Scratch},
 };
 
-/// Tries everything. `bpffs` is where a daemon would pin. Changes nothing that stays: what is made is in namespaces and a
-/// cgroup of our own, and gone afterwards.
-pub fn probe(mode: Mode, bpffs: &Path, iptables: IptablesVariant) -> Report {
-    let mut findings = node::probe(bpffs);
+/// What a daemon is configured to, as far as it matters here.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    pub mode: Mode,
+    /// Where it would pin.
+    pub bpffs: &'a Path,
+    pub iptables: IptablesVariant,
+}
+
+/// Tries everything. Changes nothing that stays: what is made is in namespaces and a cgroup of our own, and gone afterwards.
+pub fn probe(asked: Asked<'_>) -> Report {
+    let mut findings = ebpf(asked);
+    findings.extend(rules(asked));
+    report(asked, findings)
+}
+
+/// Tries as much as a choice needs: netfilter only if eBPF does not do.
+pub fn probe_for_choice(asked: Asked<'_>) -> Report {
+    let mut findings = ebpf(asked);
+    if choose(&findings, asked.mode).backend.is_none() {
+        findings.extend(rules(asked));
+    }
+    report(asked, findings)
+}
+
+fn ebpf(asked: Asked<'_>) -> Vec<Finding> {
+    let mut findings = node::probe(asked.bpffs);
     findings.extend(kernel::probe(ebpf::embedded(), || {
         ebpf::try_load().map_err(|error| one_line(&error.to_string()))
     }));
+    findings
+}
+
+fn rules(asked: Asked<'_>) -> Vec<Finding> {
     // No rule can name the root cgroup: from there we go to one of our own until all is tried.
     let named = |path: &Path| cgroup_path(path).ok();
     let own = cgroup::current().ok();
@@ -44,12 +71,15 @@ pub fn probe(mode: Mode, bpffs: &Path, iptables: IptablesVariant) -> Report {
     };
     let cgroup = own.or_else(|| named(inside.as_ref()?.path()));
     let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
-    findings.extend(netfilter::probe(iptables, cgroup.as_ref(), ipv6));
+    netfilter::probe(asked.iptables, cgroup.as_ref(), ipv6)
+}
+
+fn report(asked: Asked<'_>, mut findings: Vec<Finding>) -> Report {
     findings.sort_by_key(|finding| finding.group);
-    let choice = choose(&findings, mode);
+    let choice = choose(&findings, asked.mode);
     Report {
-        mode,
-        warnings: warnings(bpffs, &choice),
+        mode: asked.mode,
+        warnings: warnings(asked.bpffs, &choice),
         findings,
         choice,
     }

@@ -4,7 +4,7 @@ use aya::maps::MapType;
 use aya_obj::generated::{bpf_attach_type as attach, bpf_func_id as func};
 
 use crate::{
-    capture::ebpf::needs::{SCHED_CLS, SK_LOOKUP, SOCK_ADDR, SOCK_OPS, SOCKOPT},
+    capture::ebpf::needs::{CGROUP_SKB, SCHED_CLS, SK_LOOKUP, SOCK_ADDR, SOCK_OPS, SOCKOPT},
     sys::bpf_probe::Kind,
 };
 
@@ -28,6 +28,7 @@ pub fn program_type(number: u32) -> String {
         SOCK_OPS => "sock_ops",
         SOCKOPT => "sockopt",
         SK_LOOKUP => "sk_lookup",
+        CGROUP_SKB => "cgroup_skb",
         SCHED_CLS => "sched_cls",
         other => return format!("program type {other}"),
     };
@@ -112,6 +113,18 @@ const HOOKS: &[(u32, attach, &str, &str)] = &[
         attach::BPF_CGROUP_SETSOCKOPT,
         "setsockopt",
         "our marks stay ours",
+    ),
+    (
+        CGROUP_SKB,
+        attach::BPF_CGROUP_INET_EGRESS,
+        "cgroup_skb egress",
+        "refusing UDP and SCTP",
+    ),
+    (
+        CGROUP_SKB,
+        attach::BPF_CGROUP_INET_INGRESS,
+        "cgroup_skb ingress",
+        "refusing UDP and SCTP",
     ),
     (SK_LOOKUP, attach::BPF_SK_LOOKUP, "sk_lookup", "inbound"),
     (

@@ -294,7 +294,7 @@ fn what_was_not_tried_is_not_chosen() {
     assert!(chosen(&findings, Mode::Shared).starts_with("nothing: "));
 }
 
-fn report(findings: Vec<Finding>, warnings: &[&str]) -> Report {
+fn told(findings: Vec<Finding>, warnings: &[&str]) -> Report {
     Report {
         mode: Mode::Shared,
         choice: choose(&findings, Mode::Shared),
@@ -305,7 +305,7 @@ fn report(findings: Vec<Finding>, warnings: &[&str]) -> Report {
 
 #[test]
 fn tables() {
-    assert_snapshot!("complete", report(complete(), &[]).table());
+    assert_snapshot!("complete", told(complete(), &[]).table());
     let old = [
         "netns_cookie in sock_ops",
         "SO_NETNS_COOKIE",
@@ -316,7 +316,7 @@ fn tables() {
     ];
     assert_snapshot!(
         "old_kernel",
-        report(without(&old), &["at most 1024 open files"]).table()
+        told(without(&old), &["at most 1024 open files"]).table()
     );
     let bare = [
         "cgroup v2",
@@ -326,7 +326,7 @@ fn tables() {
         "nftables",
         "iptables",
     ];
-    assert_snapshot!("nothing_works", report(without(&bare), &[]).table());
+    assert_snapshot!("nothing_works", told(without(&bare), &[]).table());
 }
 
 #[test]
@@ -335,7 +335,7 @@ fn json() {
         .into_iter()
         .filter(|f| ["connect4", "set_retval in sockopt", "ringbuf map"].contains(&f.name.as_str()))
         .collect();
-    assert_snapshot!(format!("{:#}", report(findings, &["look here"]).json()));
+    assert_snapshot!(format!("{:#}", told(findings, &["look here"]).json()));
 }
 
 /// What no table here knows would be told as a number, and probed without a purpose.
