@@ -6,7 +6,8 @@ use std::{
 };
 
 use redirect::pod::PodOptions;
-use redirect_tests::{App, Process, app_binary, wait_until};
+use redirect_tests::{App, Process, Testbed, app_binary, wait_until};
+use serde_json::json;
 
 use crate::{
     fixture::{Fixture, PATIENCE, load_with, pins},
@@ -119,4 +120,46 @@ fn programs_follow_the_configuration() {
         redirect::capture::uninstall(&fixture.bpffs).expect("uninstall"),
         31
     );
+}
+
+/// A service that is started anew runs in a new cgroup of the same name.
+#[test]
+fn a_prober_that_is_started_anew_is_found_again() {
+    let bed = Testbed::new();
+    let node = bed.node("a");
+    let pod = node.pod("client");
+    let kubelet = node.cgroup().join("kubelet");
+    fs::create_dir_all(&kubelet).expect("make the prober's cgroup");
+    bed.workloads().hbone(&pod).write();
+    let daemon = node
+        .daemon()
+        .capture(&pod)
+        .config(json!({ "capture": { "probes": { "cgroups": [kubelet] } } }))
+        .start();
+    let app = pod.app(["serve", "--listen", "[::]:8080", "--mode", "greet"]);
+    app.event("listening");
+    let probe = || {
+        let mut command = node.command_in(&kubelet, app_binary());
+        command.args(["connect", &pod.at(8080).to_string(), "recv-line"]);
+        expect_app(&App::new(Process::spawn("prober", command)));
+    };
+    let registered = || {
+        daemon.metrics().sum(
+            "redirect_capture_verdicts_total",
+            &[("hook", "prober"), ("reason", "registered")],
+        )
+    };
+    probe();
+    assert!(wait_until(PATIENCE, || registered() == 1.0));
+    let lines = daemon.process().line_count();
+    assert!(
+        wait_until(PATIENCE, || fs::remove_dir(&kubelet).is_ok()),
+        "the prober's processes stay"
+    );
+    fs::create_dir(&kubelet).expect("make the cgroup anew");
+    daemon.wait_log_from(lines, "word of the new cgroup", |line| {
+        line.contains("ports that are declared for probes pass")
+    });
+    probe();
+    assert!(wait_until(PATIENCE, || registered() == 2.0));
 }
