@@ -77,7 +77,12 @@ pub fn admin(f: &mut Fields<'_>, mode: Mode) -> Option<AdminConfig> {
 }
 
 /// The readers below give the default in place of a wrong value: its mistake is noted, and reading can go on.
-fn duration(f: &mut Fields<'_>, name: &'static str, zero: bool, default: Duration) -> Duration {
+pub(super) fn duration(
+    f: &mut Fields<'_>,
+    name: &'static str,
+    zero: bool,
+    default: Duration,
+) -> Duration {
     f.optional(name)
         .and_then(|node| node.duration(zero))
         .unwrap_or(default)

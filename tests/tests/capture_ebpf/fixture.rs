@@ -210,6 +210,7 @@ pub fn load(bpffs: &Path, cgroup: &Path) -> EbpfCapture {
         exempt_uid: None,
         events: false,
         detach_on_exit: false,
+        verify_interval: std::time::Duration::from_secs(10),
     };
     EbpfCapture::load(&config, cgroup).expect("load the programs")
 }

@@ -33,7 +33,7 @@ mod counters;
 mod events;
 pub mod guard;
 mod links;
-mod netlink;
+pub(super) mod netlink;
 mod object;
 mod pins;
 mod resolver;
