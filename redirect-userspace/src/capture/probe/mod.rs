@@ -87,10 +87,10 @@ fn report(asked: Asked<'_>, mut findings: Vec<Finding>) -> Report {
 
 fn warnings(bpffs: &Path, choice: &Choice) -> Vec<String> {
     let mut told = node::warnings(bpffs);
-    if choice.backend.is_some() && !choice.is_exact {
+    if choice.only_by_mark {
         told.push(
-            "the daemon's connections can be told by a mark only: a container with CAP_NET_RAW or CAP_NET_ADMIN can set it and \
-             go around capture"
+            "only a mark would tell the daemon's connections from the pods': a container with CAP_NET_RAW or CAP_NET_ADMIN can \
+             set it and go around capture; `redirect rules apply --exempt-mark` does so by hand"
                 .to_owned(),
         );
     }
