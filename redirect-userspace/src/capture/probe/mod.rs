@@ -97,10 +97,10 @@ fn warnings(bpffs: &Path, choice: &Choice) -> Vec<String> {
     told
 }
 
-/// The verifier says the reason last, before its counts.
+/// The verifier says the reason last, before its counts; lines of source begin with a semicolon.
 fn one_line(error: &str) -> String {
     let told = error.lines().map(str::trim).filter(|line| !line.is_empty());
-    let told = told.filter(|line| !line.starts_with("processed "));
+    let told = told.filter(|line| !line.starts_with("processed ") && !line.starts_with(';'));
     let lines: Vec<&str> = told.collect();
     match lines.as_slice() {
         [] => String::new(),

@@ -371,7 +371,7 @@ fn the_verifiers_words_are_cut_short() {
     for (long, short) in [
         ("one", "one"),
         (
-            "load x: EINVAL\n0: (85) call helper\nunknown func\nprocessed 1 insns\n",
+            "load x: EINVAL\n; let x\n0: (85) call helper\nunknown func\nprocessed 1 insns\n; a hint",
             "load x: EINVAL … unknown func",
         ),
         ("", ""),
