@@ -72,7 +72,7 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
 
     let readiness = Readiness::default();
     admin::start(&config.admin, metrics.clone(), readiness.clone()).await?;
-    capture.start_events();
+    capture.start();
 
     let shared = Arc::new(Shared {
         proxy: config.proxy.clone(),

@@ -138,13 +138,23 @@ fn tools_that_are_missing_or_do_not_work_are_named() {
             "printf '#!/bin/sh\\necho \"{says}\" >&2\\nexit 1\\n' >/usr/sbin/{name} && chmod +x /usr/sbin/{name}"
         )
     };
-    let nft = broken("nft", "Error: Could not process rule: Operation not supported");
-    let save = broken("iptables-nft-save", "Could not fetch rule set generation id");
+    let nft = broken(
+        "nft",
+        "Error: Could not process rule: Operation not supported",
+    );
+    let save = broken(
+        "iptables-nft-save",
+        "Could not fetch rule set generation id",
+    );
     let save = save.clone() + " && " + &save.replace("nft-save", "nft-restore");
     let (_bed, _node, pod) = place();
     let before = state::all(pod.netns());
     for (tool, programs, expected) in [
-        ("iptables", "true", "no iptables-nft or iptables-legacy on this node"),
+        (
+            "iptables",
+            "true",
+            "no iptables-nft or iptables-legacy on this node",
+        ),
         ("iptables-legacy", "true", "Debian's package `iptables`"),
         ("nftables", "true", "no nft on this node"),
         ("nftables", &nft, "the kernel may lack a module"),
