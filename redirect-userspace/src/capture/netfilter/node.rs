@@ -13,7 +13,7 @@ use rtnetlink::{
 };
 
 use super::{
-    NetfilterError, Tool, clean, families,
+    NetfilterError, Tool, cgroup_path, clean, families,
     plan::{
         CgroupPath, Plan, Probed, Selection,
         host::{Node, NodePod, Probes},
@@ -22,9 +22,13 @@ use super::{
     rules::Rules,
 };
 use crate::{
-    capture::{CaptureError, ebpf::netlink::request},
+    capture::{
+        CaptureError,
+        ebpf::{netlink::request, prober},
+    },
+    config::ProberCgroups,
     pod::Pod,
-    sys::netns::Netns,
+    sys::{cgroup::Cgroup, netns::Netns},
 };
 
 pub struct NodeRules {
@@ -36,13 +40,54 @@ pub struct NodeRules {
 }
 
 pub enum Purpose {
-    /// For these probers, if any.
-    Probes(Vec<CgroupPath>),
+    /// For whoever probes pods.
+    Probes(Probers),
     /// The proxy listens on the node.
     Proxy {
         /// Whether it serves DNS.
         dns: bool,
     },
+}
+
+/// Whose connections are probes: a service that is started anew gets another cgroup of the same name.
+pub struct Probers {
+    wanted: ProberCgroups,
+    /// With the ids that they had when they were looked up.
+    found: Vec<(CgroupPath, u64)>,
+}
+
+impl Probers {
+    pub fn find(wanted: &ProberCgroups) -> Self {
+        let mut probers = Self {
+            wanted: wanted.clone(),
+            found: Vec::new(),
+        };
+        probers.renew();
+        probers
+    }
+
+    /// Looks again; whether anything is different.
+    fn renew(&mut self) -> bool {
+        let found = prober::cgroups(&self.wanted).and_then(|paths| {
+            let each = paths.iter().map(|path| {
+                let id = Cgroup::open(path)?.id;
+                Ok((cgroup_path(path)?, id))
+            });
+            each.collect::<Result<Vec<_>, CaptureError>>()
+        });
+        match found {
+            Ok(found) if found == self.found => false,
+            Ok(found) => {
+                self.found = found;
+                true
+            }
+            // Captured pods are none the worse for that, but for their probes.
+            Err(error) => {
+                tracing::warn!(%error, "cannot find who probes pods; name the cgroup in capture.probes.cgroups");
+                false
+            }
+        }
+    }
 }
 
 impl NodeRules {
@@ -57,7 +102,19 @@ impl NodeRules {
     }
 
     pub fn has_probers(&self) -> bool {
-        matches!(&self.purpose, Purpose::Probes(probers) if !probers.is_empty())
+        matches!(&self.purpose, Purpose::Probes(probers) if !probers.found.is_empty())
+    }
+
+    /// Looks for probers again; whether there are others, for whom the rules are to be made anew.
+    pub fn renew(&mut self) -> bool {
+        let is_new = match &mut self.purpose {
+            Purpose::Probes(probers) => probers.renew(),
+            Purpose::Proxy { .. } => false,
+        };
+        if is_new {
+            self.in_force = None;
+        }
+        is_new
     }
 
     /// Makes the rules those of `pods`, in one step.
@@ -66,7 +123,7 @@ impl NodeRules {
         let plans: Vec<Plan> = match &self.purpose {
             Purpose::Probes(probers) => {
                 let probes = Probes {
-                    probers: probers.clone(),
+                    probers: probers.found.iter().map(|(path, _)| path.clone()).collect(),
                     pods: pods
                         .map(|pod| (pod.ips.clone(), Probed::of(&pod.options)))
                         .collect(),

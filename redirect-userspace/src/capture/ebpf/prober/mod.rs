@@ -94,10 +94,7 @@ impl Prober {
     }
 
     fn renew(&mut self) -> Result<(), CaptureError> {
-        let wanted = match &self.wanted {
-            ProberCgroups::Auto => found()?,
-            ProberCgroups::Paths(paths) => find::present(paths),
-        };
+        let wanted = cgroups(&self.wanted)?;
         let mut cgroups = Vec::new();
         for path in &wanted {
             cgroups.push(open(path)?);
@@ -132,6 +129,14 @@ fn open(path: &Path) -> Result<Cgroup, CaptureError> {
         });
     }
     Ok(cgroup)
+}
+
+/// Those that are there now.
+pub fn cgroups(wanted: &ProberCgroups) -> Result<Vec<PathBuf>, CaptureError> {
+    match wanted {
+        ProberCgroups::Auto => found(),
+        ProberCgroups::Paths(paths) => Ok(find::present(paths)),
+    }
 }
 
 /// Where kubelet runs.
