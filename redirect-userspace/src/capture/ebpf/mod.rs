@@ -37,6 +37,7 @@ mod events;
 pub mod guard;
 mod inbound;
 mod links;
+pub mod needs;
 pub(super) mod netlink;
 mod object;
 mod pins;
@@ -325,6 +326,16 @@ impl Capture for EbpfCapture {
             Err(error) => tracing::warn!(%error, "events are not logged"),
         }
     }
+}
+
+/// The programs that are embedded in this build, if any.
+pub fn embedded() -> Option<&'static [u8]> {
+    object::embedded()
+}
+
+/// Loads the programs as a daemon would, and forgets them.
+pub fn try_load() -> Result<(), CaptureError> {
+    Object::try_load()
 }
 
 /// See [`super::uninstall`].
