@@ -48,7 +48,7 @@ impl Object {
         loader.verifier_log_level(log);
         loader.override_global("RDR_HAS_SET_RETVAL", &has_set_retval, true);
         loader.override_global("AYA_LOG_LEVEL", &log_level, true);
-        let mut ebpf = open(&mut loader, Some(pins))?;
+        let mut ebpf = open(&mut loader, pins)?;
         let mut programs = HashMap::new();
         for (name, program) in ebpf.programs_mut() {
             if except.contains(&name) {
