@@ -273,8 +273,9 @@ fn the_daemon_knows_the_nodes_prober_also_after_it_was_started_anew() {
         std::fs::remove_dir(&kubelet).expect("it is empty");
         std::fs::create_dir(&kubelet).expect("make the prober's cgroup");
         eventually("probes of the new cgroup", Duration::from_secs(15), || {
-            let said = connect_from_node(&node, &kubelet, pod.at(8080));
-            match said.starts_with("hello 169.254.7.127:") {
+            // The last that is made.
+            let said = connect_from_node(&node, &kubelet, pod.at6(8080));
+            match said.starts_with("hello [fd16:") {
                 true => Ok(()),
                 false => Err(said),
             }

@@ -54,6 +54,8 @@ pub struct Probers {
     wanted: ProberCgroups,
     /// With the ids that they had when they were looked up.
     found: Vec<(CgroupPath, u64)>,
+    /// They could not be looked for, which was said.
+    failed: bool,
 }
 
 impl Probers {
@@ -61,6 +63,7 @@ impl Probers {
         let mut probers = Self {
             wanted: wanted.clone(),
             found: Vec::new(),
+            failed: false,
         };
         probers.renew();
         probers
@@ -68,25 +71,38 @@ impl Probers {
 
     /// Looks again; whether anything is different.
     fn renew(&mut self) -> bool {
-        let found = prober::cgroups(&self.wanted).and_then(|paths| {
-            let each = paths.iter().map(|path| {
-                let id = Cgroup::open(path)?.id;
-                Ok((cgroup_path(path)?, id))
-            });
-            each.collect::<Result<Vec<_>, CaptureError>>()
-        });
-        match found {
-            Ok(found) if found == self.found => false,
+        match self.look() {
             Ok(found) => {
+                self.failed = false;
+                let is_new = found != self.found;
                 self.found = found;
-                true
+                is_new
             }
             // Captured pods are none the worse for that, but for their probes.
             Err(error) => {
-                tracing::warn!(%error, "cannot find who probes pods; name the cgroup in capture.probes.cgroups");
+                if !self.failed {
+                    tracing::warn!(%error, "cannot find who probes pods; name the cgroup in capture.probes.cgroups");
+                }
+                self.failed = true;
                 false
             }
         }
+    }
+
+    fn look(&self) -> Result<Vec<(CgroupPath, u64)>, CaptureError> {
+        let mut found = Vec::new();
+        for path in prober::cgroups(&self.wanted)? {
+            let cgroup = Cgroup::open(&path)?;
+            let known = self.found.iter().find(|(_, id)| *id == cgroup.id);
+            match known {
+                Some(known) => found.push(known.clone()),
+                None => {
+                    found.push((cgroup_path(&path)?, cgroup.id));
+                    prober::report_sharers(&cgroup);
+                }
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -103,6 +119,11 @@ impl NodeRules {
 
     pub fn has_probers(&self) -> bool {
         matches!(&self.purpose, Purpose::Probes(probers) if !probers.found.is_empty())
+    }
+
+    /// Whether it is not known what is in force: nothing was applied yet, or that failed.
+    pub fn is_pending(&self) -> bool {
+        self.in_force.is_none()
     }
 
     /// Looks for probers again; whether there are others, for whom the rules are to be made anew.
@@ -141,6 +162,7 @@ impl NodeRules {
         if matches!(&self.in_force, Some((in_force, _)) if *in_force == plans) {
             return Ok(());
         }
+        self.in_force = None;
         let rules = match plans.iter().all(|plan| plan.chains.is_empty()) {
             // Those of an earlier daemon, too.
             true => clean(&self.netns).map(|_| None)?,

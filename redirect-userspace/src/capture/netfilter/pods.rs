@@ -237,6 +237,13 @@ impl Capture for NetfilterCapture {
 
     fn reassert(&mut self, pods: &[PodUid]) -> Vec<Repair> {
         let probers = Repair::of("node", self.renew_probers().map(|()| Vec::new()));
+        // What failed before is tried again.
+        let is_pending = self.node.as_ref().is_some_and(NodeRules::is_pending);
+        let pending = match is_pending && probers.is_none() {
+            true => self.update_node(None, None).map(|()| Vec::new()),
+            false => Ok(Vec::new()),
+        };
+        let pending = Repair::of("node", pending);
         let node = self.node.as_ref();
         let node = node.and_then(|node| Repair::of("node", node.reassert()));
         let pods = pods.iter().filter_map(|uid| {
@@ -244,7 +251,12 @@ impl Capture for NetfilterCapture {
             let (plans, rules) = captured.rules.as_ref()?;
             Repair::of(uid.as_str(), repair(rules, &captured.netns, plans))
         });
-        probers.into_iter().chain(node).chain(pods).collect()
+        probers
+            .into_iter()
+            .chain(pending)
+            .chain(node)
+            .chain(pods)
+            .collect()
     }
 
     fn stand_down(&mut self) -> Result<(), CaptureError> {

@@ -153,7 +153,7 @@ fn processes() -> Result<Vec<find::Process>, CaptureError> {
 }
 
 /// Whoever shares the prober's cgroup passes as it does: an operator wants to know.
-fn report_sharers(cgroup: &Cgroup) {
+pub fn report_sharers(cgroup: &Cgroup) {
     let (Ok(processes), Ok(name)) = (processes(), cgroup::in_hierarchy(&cgroup.path)) else {
         return;
     };
