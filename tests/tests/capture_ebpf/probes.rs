@@ -117,6 +117,6 @@ fn programs_follow_the_configuration() {
     fixture.capture = None;
     assert_eq!(
         redirect::capture::uninstall(&fixture.bpffs).expect("uninstall"),
-        29
+        31
     );
 }
