@@ -245,7 +245,6 @@ fn config(daemon: &redirect_tests::DaemonSpec) -> CaptureConfig {
         cgroup: None,
         events: false,
         detach_on_exit: false,
-        probers: redirect::config::ProberCgroups::Auto,
         verify_interval: std::time::Duration::from_secs(10),
     }
 }
