@@ -123,7 +123,7 @@ pub fn open(
             mode: config.mode,
             proxy: own()?.to_owned(),
             exempt_uid: config.exempt_uid,
-            probers: Vec::new(),
+            probers: config.probers.clone(),
             dns: false,
         };
         let capture = netfilter::NetfilterCapture::new(tool, &setting)?;
