@@ -157,7 +157,7 @@ fn exempt_by_pod(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Opti
 }
 
 #[inline(always)]
-fn is_own(pod: &PodEntry, addr: &Addr, lookups: &impl Lookups) -> bool {
+pub fn is_own(pod: &PodEntry, addr: &Addr, lookups: &impl Lookups) -> bool {
     *addr == pod.v4
         || *addr == pod.v6
         || (pod.flags & pod_flags::MORE_ADDRESSES != 0 && lookups.is_own(pod.pod, addr))

@@ -151,6 +151,14 @@ map_types! {
         pub target_port: u16,
     } size 48;
 
+    /// The only value of `rdr_node`: what mode `node` has made on the node.
+    pub struct NodeEntry {
+        /// The index of the interface where packets are delivered to the proxy.
+        pub device: u32,
+        /// Not 0: `net.ipv4.tcp_early_demux` was on before.
+        pub early_demux: u32,
+    } size 8;
+
     /// The only value of `rdr_settings`.
     pub struct Settings {
         /// Not zero: one event per decision.
@@ -282,7 +290,10 @@ pub mod names {
     pub const PROXIES: &str = "rdr_proxies";
     pub const KNOWN: &str = "rdr_known";
 
-    pub const ALL: [&str; 19] = [
+    pub const NODE: &str = "rdr_node";
+    pub const NODE_PODS: &str = "rdr_node_pods";
+
+    pub const ALL: [&str; 21] = [
         PODS,
         PENDING,
         OWN,
@@ -302,5 +313,7 @@ pub mod names {
         BARRED,
         PROXIES,
         KNOWN,
+        NODE,
+        NODE_PODS,
     ];
 }

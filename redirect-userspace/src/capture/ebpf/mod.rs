@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use redirect_common::maps::names;
+use redirect_common::maps::{names, pod_flags};
 
 use self::{
     guard::{AttachBy, Guard},
@@ -38,6 +38,7 @@ mod inbound;
 mod links;
 pub mod needs;
 pub(super) mod netlink;
+pub mod node;
 mod object;
 mod pins;
 mod prober;
@@ -150,8 +151,11 @@ impl EbpfCapture {
     ) -> Result<(), CaptureError> {
         route::add(subject.netns, &subject.pod.ips)?;
         reserved::add(subject.netns)?;
-        let is_guarded = self.is_guarded(subject.pod);
-        let number = self.tables.add(subject, is_guarded)?;
+        let flags = match self.is_guarded(subject.pod) {
+            true => pod_flags::GUARDED,
+            false => 0,
+        };
+        let number = self.tables.add(subject, flags)?;
         self.numbers.insert(number, &subject.pod.uid);
         self.inbound.add(number, subject, sockets)
     }
@@ -329,7 +333,9 @@ pub fn try_load() -> Result<(), CaptureError> {
 
 /// See [`super::uninstall`].
 pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
-    pins::remove_all(bpffs)
+    let node = node::leave(bpffs);
+    let removed = pins::remove_all(bpffs)?;
+    node.map(|()| removed)
 }
 
 /// See [`super::clean_netns`].

@@ -86,14 +86,14 @@ impl Tables {
 
     /// Tells the programs of a pod, or of what has changed about it, and returns the number by which they
     /// know it.
-    pub fn add(&mut self, subject: &Subject<'_>, is_guarded: bool) -> Result<u32, CaptureError> {
+    pub fn add(&mut self, subject: &Subject<'_>, flags: u32) -> Result<u32, CaptureError> {
         let (pod, netns_cookie) = (subject.pod, subject.netns_cookie);
         let known = self.pods.get(&netns_cookie, 0).map(|entry| entry.0).ok();
         let number = match known {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(subject, number, is_guarded);
+        let entry = entry(subject, number, flags);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
@@ -215,7 +215,7 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(subject: &Subject<'_>, number: u32, is_guarded: bool) -> PodEntry {
+fn entry(subject: &Subject<'_>, number: u32, more_flags: u32) -> PodEntry {
     let pod = subject.pod;
     let options = &pod.options;
     let flags = [
@@ -246,13 +246,12 @@ fn entry(subject: &Subject<'_>, number: u32, is_guarded: bool) -> PodEntry {
             options.on_proxy_failure == OnProxyFailure::Pass,
             pod_flags::PASS_ON_FAILURE,
         ),
-        (is_guarded, pod_flags::GUARDED),
     ];
     PodEntry {
         v4: first(pod, true).map_or(Addr::UNSPECIFIED, Addr::from),
         v6: first(pod, false).map_or(Addr::UNSPECIFIED, Addr::from),
         pod: number,
-        flags: union(&flags),
+        flags: union(&flags) | more_flags,
         outbound_port: ports::OUTBOUND,
         padding: 0,
     }
