@@ -8,6 +8,7 @@
 pub mod addr;
 pub mod counter;
 pub mod decide;
+pub mod dns;
 pub mod event;
 pub mod maps;
 pub mod ports;

@@ -14,6 +14,8 @@ pub const MAX_OWN_ADDRESSES: u32 = 16_384;
 pub const MAX_EXCLUDED_PORTS: u32 = 65_536;
 pub const MAX_EXCLUDED_NETS: u32 = 65_536;
 pub const MAX_EXEMPT_CGROUPS: u32 = 16_384;
+/// DNS servers that the pods of a node ask over UDP. One pod has at most twice [`SLOTS`](crate::dns::SLOTS).
+pub const MAX_DNS_SERVERS: u32 = 131_072;
 /// Size of the ring buffer of events, in bytes.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
@@ -44,7 +46,8 @@ map_types! {
         pub flags: u32,
         /// Where the proxy listens, in host byte order.
         pub outbound_port: u16,
-        pub padding: u16,
+        /// Where the proxy answers DNS queries, in host byte order; 0 if they are not captured.
+        pub dns_port: u16,
     } size 44;
 
     /// Key of `rdr_own`: an address of the pod, beyond those in its [`PodEntry`].
@@ -104,6 +107,22 @@ map_types! {
         pub target_port: u16,
     } size 48;
 
+    /// Key of `rdr_dns`: the local address that stands for a DNS server, in one namespace.
+    pub struct DnsKey {
+        pub netns_cookie: u64,
+        pub target: Addr,
+    } size 24;
+
+    /// Value of `rdr_dns`: the DNS server that an app asks over UDP.
+    pub struct DnsEntry {
+        pub addr: Addr,
+        /// Not given to another server before: nanoseconds of CLOCK_MONOTONIC.
+        pub held_until: u64,
+        /// In host byte order.
+        pub port: u16,
+        pub padding: [u16; 3],
+    } size 32;
+
     /// The only value of `rdr_settings`.
     pub struct Settings {
         /// Not zero: one event per decision.
@@ -145,11 +164,12 @@ pub mod names {
     pub const FLOWS: &str = "rdr_flows";
     pub const CLIENT: &str = "rdr_client";
     pub const ACCEPTED: &str = "rdr_accepted";
+    pub const DNS: &str = "rdr_dns";
     pub const SETTINGS: &str = "rdr_settings";
     pub const COUNTERS: &str = "rdr_counters";
     pub const EVENTS: &str = "rdr_events";
 
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 13] = [
         PODS,
         PENDING,
         OWN,
@@ -159,6 +179,7 @@ pub mod names {
         FLOWS,
         CLIENT,
         ACCEPTED,
+        DNS,
         SETTINGS,
         COUNTERS,
         EVENTS,

@@ -5,8 +5,8 @@ use std::{num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    AdminConfig, Backend, CaptureConfig, Config, Flags, HboneConfig, Host, IdentityConfig,
-    IptablesVariant, LogConfig, LogFormat, Mode, ProxyConfig, pods,
+    AdminConfig, Backend, CaptureConfig, Config, DnsConfig, Flags, HboneConfig, Host, IdentityConfig,
+    IptablesVariant, LogConfig, LogFormat, Mode, ProxyConfig, dns, pods,
 };
 use crate::{
     document::{Fields, Mistake, Mistakes, Node, Value},
@@ -68,15 +68,19 @@ impl Reader<'_> {
         let capture = section(f, "capture", |f| self.capture(f));
         let proxy = section(f, "proxy", |f| Some(proxy(f)));
         let hbone = section(f, "hbone", hbone);
+        let dns = section(f, "dns", dns::read);
         let identity = f.required("identity").and_then(|node| self.identity(&node));
         let admin = section(f, "admin", admin);
         let log = self.log();
-        let pods = match (f.optional("pods"), &trust_domain) {
+        let mut pods = match (f.optional("pods"), &trust_domain) {
             (Some(list), Some(trust_domain)) => pods::read(&list, trust_domain),
             // The trust domain's mistake is known; the pods' shall be, too.
             (Some(list), None) => pods::read(&list, "cluster.local"),
             (None, _) => Vec::new(),
         };
+        if dns.as_ref().is_some_and(|dns| !dns.enabled) {
+            pods.iter_mut().for_each(|pod| pod.options.capture_dns = false);
+        }
         fields.end();
         Some(Config {
             node: node?,
@@ -89,6 +93,7 @@ impl Reader<'_> {
             capture: capture?,
             proxy: proxy?,
             hbone: hbone?,
+            dns: dns?,
             identity: identity?,
             admin: admin?,
             log: log?,
@@ -376,13 +381,13 @@ fn admin(f: &mut Fields<'_>) -> Option<AdminConfig> {
 }
 
 /// The readers below give the default in place of a wrong value: its mistake is noted, and reading can go on.
-fn duration(f: &mut Fields<'_>, name: &'static str, zero: bool, default: Duration) -> Duration {
+pub(super) fn duration(f: &mut Fields<'_>, name: &'static str, zero: bool, default: Duration) -> Duration {
     f.optional(name)
         .and_then(|node| node.duration(zero))
         .unwrap_or(default)
 }
 
-fn count(f: &mut Fields<'_>, name: &'static str, default: usize, most: u32) -> usize {
+pub(super) fn count(f: &mut Fields<'_>, name: &'static str, default: usize, most: u32) -> usize {
     f.optional(name)
         .and_then(|node| node.integer(1..=most))
         .map_or(default, |n| n as usize)

@@ -49,7 +49,7 @@ pub fn listen(netns: &Netns, port: u16) -> io::Result<std::net::TcpListener> {
     })?
 }
 
-fn no_ipv6(error: &io::Error) -> bool {
+pub(super) fn no_ipv6(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL)

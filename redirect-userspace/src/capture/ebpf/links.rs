@@ -27,10 +27,14 @@ const fn hook(kind: CgroupHook, pin: &'static str, program: &'static str) -> Hoo
 }
 
 /// On a pod's cgroup, in the order of attaching: connects are steered only when all that follows is ready for them.
-pub const POD_HOOKS: [Hook; 5] = [
+pub const POD_HOOKS: [Hook; 9] = [
     hook(CgroupHook::SockOps, "sock_ops", "rdr_pod_ops"),
     hook(CgroupHook::Getpeername4, "getpeername4", "rdr_peername4"),
     hook(CgroupHook::Getpeername6, "getpeername6", "rdr_peername6"),
+    hook(CgroupHook::Recvmsg4, "recvmsg4", "rdr_recvmsg4"),
+    hook(CgroupHook::Recvmsg6, "recvmsg6", "rdr_recvmsg6"),
+    hook(CgroupHook::Sendmsg4, "sendmsg4", "rdr_sendmsg4"),
+    hook(CgroupHook::Sendmsg6, "sendmsg6", "rdr_sendmsg6"),
     hook(CgroupHook::Connect4, "connect4", "rdr_connect4"),
     hook(CgroupHook::Connect6, "connect6", "rdr_connect6"),
 ];

@@ -9,7 +9,7 @@ use aya::maps::{
 use redirect_common::{
     Addr,
     maps::{
-        CgroupKey, FlowKey, MAX_FLOWS_PER_POD, MAX_PODS, NetKey, OrigDstEntry, OwnKey, PodEntry,
+        CgroupKey, DnsEntry, DnsKey, FlowKey, MAX_FLOWS_PER_POD, MAX_PODS, NetKey, OrigDstEntry, OwnKey, PodEntry,
         PortKey, Settings, names, pod_flags,
     },
     ports,
@@ -28,6 +28,7 @@ pub struct Tables {
     excluded_nets: LpmTrie<MapData, Plain<NetKey>, u8>,
     exempt_cgroups: Table<CgroupKey, u8>,
     flows: Table<FlowKey, Plain<OrigDstEntry>>,
+    dns: Table<DnsKey, Plain<DnsEntry>>,
     settings: Array<MapData, Plain<Settings>>,
 }
 
@@ -41,6 +42,7 @@ impl Tables {
             excluded_nets: typed(object, names::EXCLUDED_NETS)?,
             exempt_cgroups: typed(object, names::EXEMPT_CGROUPS)?,
             flows: typed(object, names::FLOWS)?,
+            dns: typed(object, names::DNS)?,
             settings: typed(object, names::SETTINGS)?,
         })
     }
@@ -151,6 +153,13 @@ impl Tables {
             &[],
         )?;
         self.replace_nets(number, &[])?;
+        let servers: Vec<_> = self.dns.keys().filter_map(Result::ok).collect();
+        for server in servers
+            .iter()
+            .filter(|server| server.0.netns_cookie == netns_cookie)
+        {
+            ignore_missing(self.dns.remove(server)).map_err(at(names::DNS, netns_cookie))?;
+        }
         let flows: Vec<_> = self.flows.keys().filter_map(Result::ok).collect();
         for flow in flows
             .iter()
@@ -248,7 +257,7 @@ fn entry(pod: &Pod, number: u32) -> PodEntry {
             .filter(|(set, _)| *set)
             .fold(0, |flags, (_, flag)| flags | flag),
         outbound_port: ports::OUTBOUND,
-        padding: 0,
+        dns_port: 0,
     }
 }
 
