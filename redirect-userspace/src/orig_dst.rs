@@ -14,15 +14,17 @@ use socket2::SockRef;
 
 pub use conntrack::Conntrack;
 
-use crate::sys::socket::canonical;
+use crate::{pod::PodUid, sys::socket::canonical};
 
 /// Where the app wanted to connect to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrigDst {
     /// Canonical: a v4-mapped address is given as IPv4.
     pub addr: SocketAddr,
     /// The cgroup v2 id of the connecting task, where the backend knows it.
     pub cgroup_id: Option<u64>,
+    /// The pod that made the connection, where the backend knows it.
+    pub pod: Option<PodUid>,
 }
 
 /// One way to learn the original destination of an accepted socket.
@@ -104,6 +106,7 @@ impl OrigDstResolver for SoOriginalDst {
             Ok(address) => Ok(address.as_socket().map(|addr| OrigDst {
                 addr: canonical(addr),
                 cgroup_id: None,
+                pod: None,
             })),
             // ENOENT: no such conntrack entry; ENOPROTOOPT: no conntrack in this kernel or namespace.
             Err(error)
@@ -132,6 +135,7 @@ impl OrigDstResolver for LocalAddress {
         Ok(local.as_socket().map(|addr| OrigDst {
             addr: canonical(addr),
             cgroup_id: None,
+            pod: None,
         }))
     }
 
@@ -178,6 +182,7 @@ mod tests {
                 Ok(answer) => Ok(answer.map(|addr| OrigDst {
                     addr: addr.parse().unwrap(),
                     cgroup_id: None,
+                    pod: None,
                 })),
                 Err(error) => Err(error.kind().into()),
             }

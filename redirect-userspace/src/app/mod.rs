@@ -1,7 +1,7 @@
 //! The daemon: puts its parts together, captures the configured pods, and lets go in order.
 
 mod instance;
-mod pods;
+pub mod pods;
 mod record;
 
 use std::{path::Path, sync::Arc};
@@ -15,8 +15,9 @@ use crate::{
     admin::{self, Readiness},
     capture,
     config::{Backend, Config},
+    dns,
     identity::{self, IdentityStore, SystemClock, tls::TlsConfigs},
-    orig_dst::{Chain, SoOriginalDst},
+    orig_dst::{Chain, Conntrack, SoOriginalDst},
     proxy::{Shared, Workers},
     sys::cgroup,
     telemetry::{self, Direction, Metrics},
@@ -67,24 +68,34 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     admin::start(&config.admin, metrics.clone(), readiness.clone()).await?;
     capture.start_events();
 
+    let orig_dst = Chain::new(
+        vec![capture.resolver(), Arc::new(SoOriginalDst)],
+        &ports::IN_POD,
+    );
+    let dns = Arc::new(dns::Shared {
+        config: config.dns.clone(),
+        network: config.network.clone(),
+        workloads: workloads.clone(),
+        orig_dst: orig_dst.clone(),
+        servers: vec![capture.dns_servers(), Arc::new(Conntrack)],
+        metrics: metrics.clone(),
+    });
     let shared = Arc::new(Shared {
         proxy: config.proxy.clone(),
         hbone: config.hbone.clone(),
         network: config.network.clone(),
         cluster_id: config.cluster_id.clone(),
-        orig_dst: Chain::new(
-            vec![capture.resolver(), Arc::new(SoOriginalDst)],
-            &ports::IN_POD,
-        ),
+        orig_dst,
         workloads,
         tls: TlsConfigs::new(identities.clone(), &config.trust_domain),
         identities,
         outbound: metrics.traffic(Direction::outbound),
         inbound: metrics.traffic(Direction::inbound),
         metrics: metrics.clone(),
+        dns,
     });
     let workers = Workers::start(config.workers, &shared)?;
-    let mut pods = Pods::new(shared, capture, &config.state_dir);
+    let mut pods = Pods::new(shared, capture, config.capture.mode, &config.state_dir);
     pods.remove_stale(&config.pods);
     let failed = pods.add_all(config.pods, &workers).await;
     if matches!(
@@ -106,6 +117,7 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
         _ = interrupt.recv() => tracing::info!(target: "redirect", limit = ?config.proxy.drain, "SIGINT: draining"),
     }
     readiness.set(false);
+    pods.close_listeners();
     // Certificates, workload data and metrics go on while connections finish; a second signal ends the wait.
     let drained = tokio::task::spawn_blocking(move || workers.drain());
     tokio::select! {

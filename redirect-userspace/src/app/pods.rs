@@ -6,22 +6,45 @@ use std::{
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
+
+use redirect_common::ports;
 
 use super::record::{self, Record};
 use crate::{
     capture::{self, Applied, Capture, CaptureError, Sockets},
+    config::Mode,
+    dns,
     identity::IdentityError,
     pod::{Pod, PodUid},
-    proxy::{Listeners, PodContext, Shared, Workers, WorkersError, client_ip},
+    proxy::{
+        Listeners, PodContext, Shared, Workers, WorkersError, client_ip,
+        site::{SiteId, Tenancy},
+    },
     sys::netns::Netns,
 };
 
 pub struct Pods {
     shared: Arc<Shared>,
     capture: Box<dyn Capture>,
+    mode: Mode,
     records: PathBuf,
-    captured: HashMap<PodUid, Arc<PodContext>>,
+    captured: HashMap<PodUid, Captured>,
+    sites: HashMap<SiteId, Listeners>,
+}
+
+struct Captured {
+    context: Arc<PodContext>,
+    site: SiteId,
+}
+
+/// Where a pod's listeners are.
+struct Place {
+    site: SiteId,
+    tenancy: Tenancy,
+    /// Of the listeners, and of the proxy's own connections for the pod.
+    netns: Netns,
 }
 
 /// Why a pod is not captured.
@@ -31,8 +54,20 @@ pub enum PodError {
     Netns { path: PathBuf, source: io::Error },
     #[error("network namespace {} is the daemon's own; a pod has one of its own", .0.display())]
     OwnNetns(PathBuf),
-    #[error("listen on port {port} in the pod: {source}; does something in the pod listen there?")]
-    Listen { port: u16, source: io::Error },
+    #[error(
+        "network namespace {} is not the daemon's own; in dedicated mode the daemon captures the pod that it runs in", .0.display()
+    )]
+    NotOwnNetns(PathBuf),
+    #[error("find the daemon's own network namespace: {0}")]
+    FindOwnNetns(#[source] io::Error),
+    #[error("network namespace {} is shared with another pod, which has none of its own; give both `cgroupOnly`", .0.display())]
+    SharedNetns(PathBuf),
+    #[error("listen on port {port} in {}: {source}; does something else listen there?", netns.display())]
+    Listen {
+        port: u16,
+        netns: PathBuf,
+        source: io::Error,
+    },
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
@@ -46,12 +81,19 @@ pub enum PodError {
 }
 
 impl Pods {
-    pub fn new(shared: Arc<Shared>, capture: Box<dyn Capture>, state_dir: &Path) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        capture: Box<dyn Capture>,
+        mode: Mode,
+        state_dir: &Path,
+    ) -> Self {
         Self {
             shared,
             capture,
+            mode,
             records: record::folder(state_dir),
             captured: HashMap::new(),
+            sites: HashMap::new(),
         }
     }
 
@@ -104,34 +146,139 @@ impl Pods {
         failed
     }
 
+    /// Captures one more pod, also while others are carried.
+    ///
     /// Listeners first, programs last: a connection is never steered to a port where nobody listens.
-    async fn add(&mut self, pod: Pod, workers: &Workers) -> Result<Applied, PodError> {
+    pub async fn add(&mut self, pod: Pod, workers: &Workers) -> Result<Applied, PodError> {
         let netns = Netns::open(&pod.netns).map_err(|source| PodError::Netns {
             path: pod.netns.clone(),
             source,
         })?;
-        if Netns::current().is_ok_and(|own| own.inode() == netns.inode()) {
-            return Err(PodError::OwnNetns(pod.netns));
-        }
+        let place = self.place(&pod, &netns)?;
         self.shared.identities.prepare(&pod.identity).await?;
-        let listeners =
-            Listeners::open(&netns).map_err(|(port, source)| PodError::Listen { port, source })?;
-        let earlier = self.record(&pod)?;
-        if pod.options.preserve_client_ip {
-            client_ip::apply(&netns)?;
+        self.open(&place, workers).await?;
+        let added = self.add_at(pod, &netns, &place, workers).await;
+        if added.is_err() {
+            self.close_unused(place.site, workers).await;
         }
-        let applied = self.capture.apply(&pod, &netns, &sockets(&listeners))?;
-        self.forget_earlier(&pod, &netns, earlier)?;
-        let client_ip = pod.options.preserve_client_ip;
+        added
+    }
+
+    async fn add_at(
+        &mut self,
+        pod: Pod,
+        netns: &Netns,
+        place: &Place,
+        workers: &Workers,
+    ) -> Result<Applied, PodError> {
+        let earlier = self.record(&pod)?;
+        // In node mode the app's answers pass the node anyway.
+        let client_ip = pod.options.preserve_client_ip && self.mode != Mode::Node;
+        if client_ip {
+            client_ip::apply(netns)?;
+        }
         let context = Arc::new(PodContext::new(
             pod,
-            netns,
+            place.netns.clone(),
             client_ip,
             &self.shared.cluster_id,
         ));
-        workers.add(context.clone(), &listeners)?;
-        self.captured.insert(context.pod.uid.clone(), context);
+        let pod = &context.pod;
+        workers.join(place.site, &context).await?;
+        // Where pods share a namespace, a query does not tell whose it is.
+        let dns = pod.options.capture_dns && place.tenancy == Tenancy::OnePod;
+        if dns && let Err(error) = serve_dns(&context, workers).await {
+            workers.leave(place.site, &pod.uid, Duration::ZERO).await?;
+            return Err(error);
+        }
+        let applied = match self.sites.get(&place.site) {
+            Some(listeners) => self.capture.apply(pod, netns, &sockets(listeners, dns)),
+            None => unreachable!("the site was opened before its pods are added"),
+        };
+        let applied = match applied {
+            Ok(applied) => applied,
+            Err(error) => {
+                workers.leave(place.site, &pod.uid, Duration::ZERO).await?;
+                return Err(error.into());
+            }
+        };
+        self.forget_earlier(pod, netns, earlier)?;
+        let site = place.site;
+        self.captured
+            .insert(pod.uid.clone(), Captured { context, site });
         Ok(applied)
+    }
+
+    fn place(&self, pod: &Pod, netns: &Netns) -> Result<Place, PodError> {
+        let own = Netns::current().map_err(PodError::FindOwnNetns)?;
+        let is_own = own.inode() == netns.inode();
+        let (tenancy, netns) = match (self.mode, &pod.cgroup_only) {
+            (Mode::Node, _) => (Tenancy::ManyPods, &own),
+            (_, Some(_)) => (Tenancy::ManyPods, netns),
+            (Mode::Shared, None) if is_own => {
+                return Err(PodError::OwnNetns(pod.netns.clone()));
+            }
+            (Mode::Dedicated, None) if !is_own => {
+                return Err(PodError::NotOwnNetns(pod.netns.clone()));
+            }
+            (_, None) => (Tenancy::OnePod, netns),
+        };
+        let place = Place {
+            site: SiteId(netns.inode()),
+            tenancy,
+            netns: netns.clone(),
+        };
+        let taken = self.captured.values().any(|other| {
+            let alone = self.mode != Mode::Node && other.context.pod.cgroup_only.is_none();
+            other.site == place.site && (alone || tenancy == Tenancy::OnePod)
+        });
+        match taken {
+            true => Err(PodError::SharedNetns(pod.netns.clone())),
+            false => Ok(place),
+        }
+    }
+
+    /// Listens in the site, if it is new.
+    async fn open(&mut self, place: &Place, workers: &Workers) -> Result<(), PodError> {
+        if self.sites.contains_key(&place.site) {
+            return Ok(());
+        }
+        let listeners =
+            Listeners::open(&place.netns).map_err(|(port, source)| PodError::Listen {
+                port,
+                netns: place.netns.path(),
+                source,
+            })?;
+        workers.open(place.site, place.tenancy, &listeners).await?;
+        self.sites.insert(place.site, listeners);
+        Ok(())
+    }
+
+    async fn close_unused(&mut self, site: SiteId, workers: &Workers) {
+        if self.captured.values().any(|captured| captured.site == site) {
+            return;
+        }
+        self.sites.remove(&site);
+        if let Err(error) = workers.close(site).await {
+            tracing::error!(%error, "cannot close a site's listeners");
+        }
+    }
+
+    /// Lets go of a pod: connections that it makes from now on are as before capture. Those that we carry may go on for as long
+    /// as `drain`, and are then reset.
+    pub async fn remove(&mut self, uid: &PodUid, drain: Duration, workers: &Workers) {
+        let site = self.captured.get(uid).map(|captured| captured.site);
+        self.clean(uid);
+        let Some(site) = site else { return };
+        if let Err(error) = workers.leave(site, uid, drain).await {
+            tracing::error!(pod = %uid, %error, "cannot end the pod's connections");
+        }
+        self.close_unused(site, workers).await;
+    }
+
+    /// Closes the daemon's own handles of all listeners: once the workers stop accepting, connections are refused at once.
+    pub fn close_listeners(&mut self) {
+        self.sites.clear();
     }
 
     /// Takes back what was prepared for a pod that could not be captured.
@@ -150,8 +297,13 @@ impl Pods {
 
     fn clean(&mut self, uid: &PodUid) {
         let capture = self.capture.clean(uid);
-        let record = clean_record(&record::path(&self.records, uid));
-        self.captured.remove(uid);
+        let removed = self.captured.remove(uid);
+        let record = record::path(&self.records, uid);
+        let record = match removed.is_some_and(|removed| self.is_shared(removed.site)) {
+            // What is in the namespace is for the others, too.
+            true => fs::remove_file(record).map_err(Into::into),
+            false => clean_record(&record),
+        };
         match (capture, record) {
             (Ok(()), Ok(())) => tracing::info!(pod = %uid, "let go"),
             (capture, record) => {
@@ -162,6 +314,11 @@ impl Pods {
                 tracing::error!(pod = %uid, error = errors.into_iter().flatten().collect::<Vec<_>>().join("; "), "not wholly let go");
             }
         }
+    }
+
+    /// Whether another pod has its listeners there, in a namespace that both are in.
+    fn is_shared(&self, site: SiteId) -> bool {
+        self.mode != Mode::Node && self.captured.values().any(|other| other.site == site)
     }
 
     /// Remembers where to clean up. Returns the other backends that captured this pod before.
@@ -212,11 +369,21 @@ impl Pods {
     }
 }
 
-fn sockets(listeners: &Listeners) -> Sockets<'_> {
+async fn serve_dns(context: &Arc<PodContext>, workers: &Workers) -> Result<(), PodError> {
+    let sockets = dns::Sockets::open(&context.netns).map_err(|source| PodError::Listen {
+        port: ports::DNS,
+        netns: context.netns.path(),
+        source,
+    })?;
+    Ok(workers.serve_dns(context, sockets).await?)
+}
+
+fn sockets(listeners: &Listeners, dns: bool) -> Sockets<'_> {
     Sockets {
         outbound: listeners.outbound.as_fd(),
         inbound_plaintext: listeners.inbound_plaintext.as_fd(),
         hbone: listeners.hbone.as_fd(),
+        dns,
     }
 }
 

@@ -4,7 +4,10 @@ use std::{error::Error, os::fd::BorrowedFd, path::Path, sync::Arc};
 
 use crate::{
     config::{Backend, CaptureConfig},
-    orig_dst::OrigDstResolver,
+    orig_dst::{
+        OrigDstResolver,
+        dns::{DnsServers, NoDnsServers},
+    },
     pod::{Pod, PodUid},
     sys::{cgroup::CgroupError, netns::Netns},
 };
@@ -35,6 +38,11 @@ pub trait Capture: Send {
     /// How accepted sockets tell their original destination under this backend.
     fn resolver(&self) -> Arc<dyn OrigDstResolver>;
 
+    /// How the proxy learns which DNS server an app asked by UDP under this backend.
+    fn dns_servers(&self) -> Arc<dyn DnsServers> {
+        Arc::new(NoDnsServers)
+    }
+
     fn name(&self) -> &'static str;
 
     /// A reader of what the programs counted, for metrics.
@@ -52,6 +60,8 @@ pub struct Sockets<'a> {
     pub outbound: BorrowedFd<'a>,
     pub inbound_plaintext: BorrowedFd<'a>,
     pub hbone: BorrowedFd<'a>,
+    /// Whether the proxy answers DNS queries there, by UDP and TCP: then, and only then, they are captured.
+    pub dns: bool,
 }
 
 /// Reads how often each verdict was given, and why.

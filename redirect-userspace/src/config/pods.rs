@@ -53,6 +53,7 @@ fn read_pod(node: &Node<'_>, trust_domain: &str) -> Option<Pod> {
         netns: netns?,
         cgroup: cgroup?,
         ips: ips?,
+        cgroup_only: None,
         options,
     })
 }

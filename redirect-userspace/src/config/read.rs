@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    AdminConfig, Backend, CaptureConfig, Config, DnsConfig, Flags, HboneConfig, Host, IdentityConfig,
+    AdminConfig, Backend, CaptureConfig, Config, Flags, HboneConfig, Host, IdentityConfig,
     IptablesVariant, LogConfig, LogFormat, Mode, ProxyConfig, dns, pods,
 };
 use crate::{

@@ -123,13 +123,6 @@ impl Cache {
         }
     }
 
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
 }
 
 /// For how long an answer may be kept; `None`: not at all.

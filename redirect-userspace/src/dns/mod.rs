@@ -17,8 +17,6 @@ mod server;
 mod tcp;
 mod wire;
 
-#[cfg(test)]
-mod tests;
 
 use std::{
     io,

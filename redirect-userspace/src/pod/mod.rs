@@ -1,6 +1,11 @@
 //! A captured workload on this node: what the configuration says of it.
 
-use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 
@@ -45,7 +50,16 @@ pub struct Pod {
     pub cgroup: PathBuf,
     /// The pod's own addresses; at least one, at most one of each family is used as the source of redirected connects.
     pub ips: Vec<IpAddr>,
+    /// Set where the cgroup is all that the workload has to itself: host networking, systemd units.
+    pub cgroup_only: Option<CgroupOnly>,
     pub options: PodOptions,
+}
+
+/// What stands for a namespace of its own, for a workload that shares one with others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CgroupOnly {
+    /// What it serves: connections to these are captured, and are its own. The addresses are among its `ips`.
+    pub inbound: Vec<SocketAddr>,
 }
 
 /// What an operator may change for one pod.

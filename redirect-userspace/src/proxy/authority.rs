@@ -22,6 +22,8 @@ pub enum AuthorityError {
     Loopback,
     #[error("the authority names a port of the proxy itself")]
     OwnPort,
+    #[error("the authority names an address and port that the workload does not serve")]
+    NotServed,
     #[error("the authority names a host that is no service of the pod")]
     UnknownHost,
     #[error("the authority names a port that the service does not have")]
@@ -37,7 +39,8 @@ impl AuthorityError {
             | Self::NoPort
             | Self::WrongAddress
             | Self::Loopback
-            | Self::OwnPort => StatusCode::BAD_REQUEST,
+            | Self::OwnPort
+            | Self::NotServed => StatusCode::BAD_REQUEST,
             Self::UnknownHost | Self::UnknownServicePort | Self::NoWorkloads => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -52,6 +55,7 @@ impl AuthorityError {
             Self::WrongAddress => "wrong_address",
             Self::Loopback => "loopback",
             Self::OwnPort => "own_port",
+            Self::NotServed => "not_served",
             Self::UnknownHost => "unknown_host",
             Self::UnknownServicePort => "unknown_service_port",
             Self::NoWorkloads => "no_workloads",
@@ -87,7 +91,11 @@ pub fn inbound_target(
     if ports::is_own(target.port()) {
         return Err(AuthorityError::OwnPort);
     }
-    Ok(target)
+    // What else is at an address that it shares is not the workload's.
+    match &pod.cgroup_only {
+        Some(services) if !services.inbound.contains(&target) => Err(AuthorityError::NotServed),
+        _ => Ok(target),
+    }
 }
 
 /// The service of that name that has the pod as an endpoint; one in the pod's own namespace first.

@@ -2,40 +2,45 @@
 
 use std::net::SocketAddr;
 
-use http::StatusCode;
-
-use super::{
-    PodContext, Shared,
-    inbound::{Caller, Refusal},
-    worker::Worker,
-};
+use super::{PodContext, Shared, worker::Worker};
 use crate::{
+    identity::tls::Peer,
     policy::{self, Decision, Judgement, Subject, Target},
     workload::{Policy, Workloads},
 };
 
-/// Refuses with 401 what the policies deny.
+/// Who is at the other end of an inbound connection.
+pub struct Caller {
+    pub address: SocketAddr,
+    /// `None` in plaintext: nobody has proved anything.
+    pub peer: Option<Peer>,
+}
+
+impl Caller {
+    /// As the log shows it.
+    pub fn identity(&self) -> Option<&str> {
+        self.peer.as_ref().map(|peer| &*peer.uri)
+    }
+}
+
+/// Refuses what the policies deny, and says which of them.
 pub fn check(
     shared: &Shared,
     workloads: &Workloads,
     context: &PodContext,
     caller: &Caller,
     app: SocketAddr,
-) -> Result<(), Refusal> {
+) -> Result<(), String> {
     let judgement = judge(shared, workloads, context, caller, app);
     for policy in &judgement.would_deny {
         tracing::info!(
             target: "redirect::access", pod = %context.pod.uid, src.addr = %caller.address,
-            src.identity = %caller.peer.uri, dst.addr = %app, policy = name(policy), "a policy in dry-run would deny"
+            src.identity = caller.identity(), dst.addr = %app, policy = name(policy), "a policy in dry-run would deny"
         );
     }
     match judgement.decision {
         Decision::Allow(_) => Ok(()),
-        Decision::Deny(by) => Err(Refusal::new(
-            StatusCode::UNAUTHORIZED,
-            "policy_denied",
-            explain(by.as_deref()),
-        )),
+        Decision::Deny(by) => Err(explain(by.as_deref())),
     }
 }
 
@@ -75,7 +80,7 @@ fn judge(
         selected_by: workload.map_or(&[], |workload| workload.authorization_policies.as_slice()),
     };
     let subject = Subject {
-        source: caller.peer.identity.as_ref(),
+        source: caller.peer.as_ref().and_then(|peer| peer.identity.as_ref()),
         source_ip: caller.address.ip(),
         destination: app,
     };

@@ -1,10 +1,10 @@
 //! Makes the tunnels of a worker: from the source pod's namespace and address, with the source pod's certificate.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::SystemTime};
+use std::{sync::Arc, time::SystemTime};
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Shared, worker::RunningPod};
+use super::{Shared, worker::Pods};
 use crate::{
     hbone::{
         HboneError,
@@ -12,7 +12,6 @@ use crate::{
         pool::{Connector, PoolKey},
     },
     identity,
-    pod::PodUid,
     sys::{
         netns::Netns,
         socket::{self, ClientOptions},
@@ -23,11 +22,11 @@ use crate::{
 
 pub struct TunnelConnector {
     shared: Arc<Shared>,
-    pods: Rc<RefCell<HashMap<PodUid, RunningPod>>>,
+    pods: Pods,
 }
 
 impl TunnelConnector {
-    pub fn new(shared: Arc<Shared>, pods: Rc<RefCell<HashMap<PodUid, RunningPod>>>) -> Self {
+    pub fn new(shared: Arc<Shared>, pods: Pods) -> Self {
         Self { shared, pods }
     }
 }

@@ -1,150 +1,70 @@
 //! Connections from peers: a tunnel on the pod's HBONE port, and for each stream in it a connection to the app.
 
 use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     rc::Rc,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{Method, Request, Response, StatusCode};
-use tokio::{
-    net::TcpStream,
-    time::{Timeout, timeout},
-};
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{
-    Admission, PodContext,
+    Admission, PodContext, app,
     authority::inbound_target,
-    authorization, client_ip, connector,
+    authorization::{self, Caller},
+    connector,
     copy::{self, CopyError},
-    refused,
-    worker::Worker,
+    limits::Share,
+    refuse,
+    running_pod::RunningPod,
+    worker::{SiteMembers, Worker},
 };
 use crate::{
     hbone::{Stream, TraceParent, server},
     identity::tls::{Peer, handshake_reason},
-    sys::socket::{ClientOptions, ResetOnDrop},
+    sys::socket::{self, ResetOnDrop},
     telemetry::{Direction, Traffic},
     tls::{self, TlsError},
 };
 
-/// Accepts the tunnels of one pod on one worker, within limits.
-pub struct Acceptor {
-    worker: Rc<Worker>,
-    context: Arc<PodContext>,
-    limits: Rc<Limits>,
-}
-
-/// What peers use of the pod's listener now.
-#[derive(Default)]
-struct Limits {
-    tunnels: Cell<usize>,
-    handshakes: RefCell<HashMap<IpAddr, usize>>,
-}
-
-/// One tunnel's share of the limits.
-struct Share {
-    limits: Rc<Limits>,
-    source: IpAddr,
-    shaking: bool,
-}
-
-impl Share {
-    fn ask(
-        limits: &Rc<Limits>,
-        source: IpAddr,
-        max_tunnels: usize,
-        max_handshakes: usize,
-    ) -> Result<Self, &'static str> {
-        if limits.tunnels.get() >= max_tunnels {
-            return Err("tunnel_limit");
+/// Takes an accepted connection; returns at once.
+pub fn accepted(worker: &Rc<Worker>, site: &SiteMembers, stream: TcpStream, client: SocketAddr) {
+    let shared = &worker.shared;
+    let members = site.borrow();
+    let refuse = |pod, reason, stream| {
+        refuse(shared, pod, Direction::inbound, reason, stream, client);
+    };
+    let local = stream.local_addr().map(|local| local.ip().to_canonical());
+    let Some(pod) = local.ok().and_then(|local| members.tunnel(local)) else {
+        return refuse(None, "unknown_pod", stream);
+    };
+    let (tunnels, handshakes) = (
+        shared.hbone.max_inbound_tunnels,
+        shared.hbone.max_handshakes_per_source,
+    );
+    match Share::ask(&pod.limits, client.ip(), tunnels, handshakes) {
+        Ok(share) => {
+            let tunnel = serve(
+                worker.clone(),
+                site.clone(),
+                pod.clone(),
+                stream,
+                client,
+                share,
+            );
+            pod.spawn(worker, tunnel);
         }
-        let mut handshakes = limits.handshakes.borrow_mut();
-        let shaking = handshakes.entry(source).or_default();
-        if *shaking >= max_handshakes {
-            return Err("handshake_limit");
-        }
-        *shaking += 1;
-        limits.tunnels.set(limits.tunnels.get() + 1);
-        drop(handshakes);
-        Ok(Self {
-            limits: limits.clone(),
-            source,
-            shaking: true,
-        })
+        Err(reason) => refuse(Some(pod), reason, stream),
     }
-
-    fn shook_hands(&mut self) {
-        if std::mem::take(&mut self.shaking) {
-            let mut handshakes = self.limits.handshakes.borrow_mut();
-            if let Some(count) = handshakes.get_mut(&self.source) {
-                *count -= 1;
-                if *count == 0 {
-                    handshakes.remove(&self.source);
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.shook_hands();
-        self.limits.tunnels.set(self.limits.tunnels.get() - 1);
-    }
-}
-
-impl Acceptor {
-    pub fn new(worker: Rc<Worker>, context: Arc<PodContext>) -> Self {
-        Self {
-            worker,
-            context,
-            limits: Rc::default(),
-        }
-    }
-
-    /// Takes an accepted connection; returns at once.
-    pub fn accepted(&self, stream: TcpStream, client: SocketAddr) {
-        let hbone = &self.worker.shared.hbone;
-        match Share::ask(
-            &self.limits,
-            client.ip(),
-            hbone.max_inbound_tunnels,
-            hbone.max_handshakes_per_source,
-        ) {
-            Ok(share) => {
-                let (worker, context) = (self.worker.clone(), self.context.clone());
-                self.worker
-                    .spawn(serve(worker, context, stream, client, share));
-            }
-            Err(reason) => {
-                refused(
-                    &self.worker.shared,
-                    &self.context,
-                    Direction::inbound,
-                    reason,
-                    client,
-                );
-                drop(ResetOnDrop::new(stream));
-            }
-        }
-    }
-}
-
-/// Who is at the other end of a tunnel.
-pub(super) struct Caller {
-    pub address: SocketAddr,
-    pub peer: Peer,
 }
 
 async fn serve(
     worker: Rc<Worker>,
-    context: Arc<PodContext>,
+    site: SiteMembers,
+    context: Rc<RunningPod>,
     stream: TcpStream,
     client: SocketAddr,
     mut share: Share,
@@ -167,26 +87,50 @@ async fn serve(
         .identities
         .get(&context.pod.identity)
         .map_or(peer.not_after, |own| own.not_after.min(peer.not_after));
+    tracing::debug!(pod = %context.pod.uid, src.addr = %client, src.identity = %peer.uri, "tunnel opened");
     let caller = Rc::new(Caller {
         address: client,
-        peer,
+        peer: Some(peer),
     });
-    tracing::debug!(pod = %context.pod.uid, src.addr = %client, src.identity = %caller.peer.uri, "tunnel opened");
     let _open = shared.metrics.tunnel(Direction::inbound);
     let trusted = || {
         let trust = connector::trust(shared);
         trust.now < not_after && trust.roots == roots
     };
     let handle = |request: Request<RecvStream>, respond| {
-        let (at, context, caller) = (worker.clone(), context.clone(), caller.clone());
-        worker.spawn(async move { carry(at, context, caller, request, respond).await });
+        let pod = stream_pod(&site, &context, &request);
+        let (at, of, caller) = (worker.clone(), pod.clone(), caller.clone());
+        pod.spawn(&worker, async move {
+            carry(at, of, caller, request, respond).await;
+        });
     };
-    if let Err(error) =
-        server::serve(stream, &shared.hbone, worker.drain.clone(), trusted, handle).await
-    {
+    let stopping = context.stopping();
+    if let Err(error) = server::serve(stream, &shared.hbone, stopping, trusted, handle).await {
         shared.metrics.failed(Direction::inbound, "tunnel_broken");
-        tracing::info!(pod = %context.pod.uid, src.addr = %client, src.identity = %caller.peer.uri, %error, "tunnel broke");
+        tracing::info!(
+            pod = %context.pod.uid, src.addr = %client, src.identity = caller.identity(), %error, "tunnel broke"
+        );
     }
+}
+
+/// The workload that a stream is for: the tunnel's own, or the one that has the address and port where several share one.
+fn stream_pod(
+    site: &SiteMembers,
+    tunnel: &Rc<RunningPod>,
+    request: &Request<RecvStream>,
+) -> Rc<RunningPod> {
+    if tunnel.pod.cgroup_only.is_none() {
+        return tunnel.clone();
+    }
+    let asked = request
+        .uri()
+        .authority()
+        .map(|authority| authority.as_str());
+    let asked: Option<SocketAddr> = asked.and_then(|authority| authority.parse().ok());
+    let members = site.borrow();
+    let pod = asked.and_then(|asked| members.inbound(socket::canonical(asked)));
+    // What is nobody's is refused by the check of the authority, whichever workload does it.
+    pod.unwrap_or(tunnel).clone()
 }
 
 /// Why a tunnel did not come about.
@@ -230,7 +174,7 @@ async fn secure(
 
 async fn carry(
     worker: Rc<Worker>,
-    context: Arc<PodContext>,
+    context: Rc<RunningPod>,
     caller: Rc<Caller>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
@@ -250,7 +194,7 @@ async fn carry(
                 .failed(Direction::inbound, refusal.reason);
             tracing::warn!(
                 target: "redirect::access", direction = "inbound", pod = %context.pod.uid, src.addr = %caller.address,
-                src.identity = %caller.peer.uri, authority = ?request.uri().authority().map(|a| a.as_str()),
+                src.identity = caller.identity(), authority = ?request.uri().authority().map(|a| a.as_str()),
                 trace_id = trace.map(|trace| format!("{:032x}", trace.trace_id)),
                 status = refusal.status.as_u16(), reason = refusal.reason, error = refusal.error, "connection refused"
             );
@@ -283,7 +227,7 @@ async fn carry(
         direction = "inbound",
         pod = %context.pod.uid,
         src.addr = %caller.address,
-        src.identity = %caller.peer.uri,
+        src.identity = caller.identity(),
         dst.addr = %destination,
         dst.identity = %context.pod.identity,
         bytes_sent = traffic.bytes_sent(),
@@ -296,14 +240,14 @@ async fn carry(
 }
 
 /// An answer other than 200.
-pub(super) struct Refusal {
+struct Refusal {
     status: StatusCode,
     reason: &'static str,
     error: String,
 }
 
 impl Refusal {
-    pub fn new(status: StatusCode, reason: &'static str, error: impl ToString) -> Self {
+    fn new(status: StatusCode, reason: &'static str, error: impl ToString) -> Self {
         Self {
             status,
             reason,
@@ -314,7 +258,7 @@ impl Refusal {
 
 async fn open(
     worker: &Worker,
-    context: &Arc<PodContext>,
+    context: &RunningPod,
     caller: &Caller,
     request: &Request<RecvStream>,
 ) -> Result<(ResetOnDrop, SocketAddr, Admission), Refusal> {
@@ -341,57 +285,19 @@ async fn open(
     })?;
     let app = inbound_target(Some(&workloads), &context.pod, authority)
         .map_err(|error| Refusal::new(error.status(), error.as_str(), error))?;
-    authorization::check(shared, &workloads, context, caller, app)?;
+    authorization::check(shared, &workloads, context, caller, app)
+        .map_err(|denied| Refusal::new(StatusCode::UNAUTHORIZED, "policy_denied", denied))?;
     drop(workloads);
-    let admission =
-        Admission::ask(context, shared.proxy.max_connections_per_pod).ok_or_else(|| {
+    let admission = Admission::ask(&context.context, shared.proxy.max_connections_per_pod)
+        .ok_or_else(|| {
             Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "pod_connection_limit",
                 "too many connections in this pod",
             )
         })?;
-    let stream = connect_app(worker, context, caller.address.ip(), app).await?;
+    let stream = app::connect(worker, context, caller.address.ip(), app)
+        .await
+        .map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error.reason(), error))?;
     Ok((ResetOnDrop::new(stream), app, admission))
-}
-
-async fn connect_app(
-    worker: &Worker,
-    context: &PodContext,
-    client: IpAddr,
-    app: SocketAddr,
-) -> Result<TcpStream, Refusal> {
-    let options = if context.client_ip && client.is_ipv4() == app.is_ipv4() {
-        ClientOptions {
-            bind: Some(client),
-            transparent: true,
-            mark: Some(client_ip::MARK),
-        }
-    } else {
-        ClientOptions::default()
-    };
-    let limit: Timeout<_> = timeout(
-        worker.shared.proxy.connect_timeout,
-        connector::connect(&context.netns, app, options),
-    );
-    match limit.await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => {
-            let reason = if error.kind() == std::io::ErrorKind::ConnectionRefused {
-                "app_refused"
-            } else {
-                "app_connect"
-            };
-            Err(Refusal::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                reason,
-                format!("connect to {app}: {error}"),
-            ))
-        }
-        Err(_) => Err(Refusal::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "app_timeout",
-            format!("connect to {app}: no answer in time"),
-        )),
-    }
 }

@@ -1,6 +1,6 @@
-//! The listeners of one pod, and the loop that accepts on one of them.
+//! The listeners of one site, and the loop that accepts on one of them.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use redirect_common::ports;
 use tokio::{
@@ -8,10 +8,9 @@ use tokio::{
     sync::watch,
 };
 
-use super::PodContext;
 use crate::sys::{netns::Netns, socket};
 
-/// The listening sockets of a pod. All workers accept on clones of the same sockets.
+/// The listening sockets of a site. All workers accept on clones of the same sockets.
 pub struct Listeners {
     pub outbound: std::net::TcpListener,
     pub inbound_plaintext: std::net::TcpListener,
@@ -41,18 +40,16 @@ impl Listeners {
 /// After an error that will come again at once (no descriptors, no memory), accepting pauses for this long.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until `stop` turns true, handing each connection to `handle`, which must not wait.
+/// Accepts until `stop` is dropped, handing each connection to `handle`, which must not wait.
 pub async fn accept_loop(
     listener: TcpListener,
-    context: Arc<PodContext>,
     mut stop: watch::Receiver<bool>,
     handle: impl Fn(TcpStream, SocketAddr),
 ) {
-    let handle = Rc::new(handle);
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = stop.wait_for(|&stop| stop) => return,
+            _ = stop.changed() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -60,7 +57,8 @@ pub async fn accept_loop(
             // The client was gone before we came to it: says nothing about the next one.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                tracing::warn!(pod = %context.pod.uid, %error, "cannot accept connections; is `nofile` too low?");
+                let at = listener.local_addr().ok().map(tracing::field::display);
+                tracing::warn!(at, %error, "cannot accept connections; is `nofile` too low?");
                 tokio::time::sleep(PAUSE).await;
             }
         }

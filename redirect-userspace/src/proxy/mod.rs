@@ -1,17 +1,22 @@
-//! The proxy of captured pods: listeners in each pod's network namespace, outbound and inbound connections.
+//! The proxy of captured pods: listeners in their network namespaces (a site each), outbound and inbound connections.
 //!
 //! One thread per worker with a runtime of its own; a connection lives and dies on the worker that accepted it.
 
+mod app;
 pub mod authority;
 mod authorization;
 pub mod client_ip;
 mod connector;
 mod copy;
 mod inbound;
+mod inbound_plaintext;
+mod limits;
 mod listener;
 mod outbound;
 pub mod ports;
 pub mod route;
+mod running_pod;
+pub mod site;
 mod worker;
 
 use std::{
@@ -23,17 +28,19 @@ use std::{
 };
 
 use http::HeaderValue;
+use tokio::net::TcpStream;
 
 pub use listener::Listeners;
 pub use worker::{Workers, WorkersError};
 
 use crate::{
     config::{HboneConfig, ProxyConfig},
+    dns,
     hbone,
     identity::{IdentityStore, tls::TlsConfigs},
     orig_dst::Chain,
     pod::Pod,
-    sys::netns::Netns,
+    sys::{netns::Netns, socket::ResetOnDrop},
     telemetry::{Direction, Metrics, TrafficCounters},
     workload::WorkloadStore,
 };
@@ -51,6 +58,7 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub outbound: Arc<TrafficCounters>,
     pub inbound: Arc<TrafficCounters>,
+    pub dns: Arc<dns::Shared>,
 }
 
 /// A pod as the proxy knows it.
@@ -109,14 +117,17 @@ impl Drop for Admission {
     }
 }
 
-/// Counts and logs what was refused before it became a connection.
-fn refused(
+/// Resets, counts and logs what was refused before it became a connection.
+fn refuse(
     shared: &Shared,
-    context: &PodContext,
+    pod: Option<&PodContext>,
     direction: Direction,
     reason: &'static str,
+    stream: TcpStream,
     client: std::net::SocketAddr,
 ) {
+    drop(ResetOnDrop::new(stream));
     shared.metrics.failed(direction, reason);
-    tracing::info!(target: "redirect::access", pod = %context.pod.uid, direction = ?direction, src = %client, reason, "refused");
+    let pod = pod.map(|context| tracing::field::display(&context.pod.uid));
+    tracing::info!(target: "redirect::access", pod, direction = ?direction, src = %client, reason, "refused");
 }

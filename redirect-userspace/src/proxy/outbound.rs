@@ -4,16 +4,16 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     rc::Rc,
-    sync::Arc,
     time::Instant,
 };
 
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
-    Admission, PodContext, connector, copy, refused,
+    Admission, PodContext, connector, copy, refuse,
     route::{HboneRoute, Route, Source, route},
-    worker::Worker,
+    running_pod::RunningPod,
+    worker::{SiteMembers, Worker},
 };
 use crate::{
     hbone::{
@@ -60,30 +60,28 @@ impl OutboundError {
 }
 
 /// Takes an accepted connection; returns at once.
-pub fn accepted(
-    worker: &Rc<Worker>,
-    context: &Arc<PodContext>,
-    app: TcpStream,
-    client: SocketAddr,
-) {
-    let Some(admission) = Admission::ask(context, worker.shared.proxy.max_connections_per_pod)
-    else {
-        refused(
-            &worker.shared,
-            context,
-            Direction::outbound,
-            "pod_connection_limit",
-            client,
-        );
-        drop(ResetOnDrop::new(app));
-        return;
+pub fn accepted(worker: &Rc<Worker>, site: &SiteMembers, app: TcpStream, client: SocketAddr) {
+    let shared = &worker.shared;
+    let members = site.borrow();
+    let orig_dst = app
+        .local_addr()
+        .ok()
+        .and_then(|local| shared.orig_dst.resolve(app.as_fd(), local, members.ips()));
+    let named = orig_dst.as_ref().and_then(|orig_dst| orig_dst.pod.as_ref());
+    let refuse = |pod, reason, app| refuse(shared, pod, Direction::outbound, reason, app, client);
+    let Some(pod) = members.outbound(named, client.ip()) else {
+        return refuse(None, "unknown_pod", app);
+    };
+    let limit = shared.proxy.max_connections_per_pod;
+    let Some(admission) = Admission::ask(&pod.context, limit) else {
+        return refuse(Some(pod), "pod_connection_limit", app);
     };
     let app = ResetOnDrop::new(app);
-    let (worker, context) = (worker.clone(), context.clone());
-    let runner = worker.clone();
-    runner.spawn(async move {
+    let destination = orig_dst.map(|orig_dst| orig_dst.addr);
+    let (at, of) = (worker.clone(), pod.clone());
+    pod.spawn(worker, async move {
         let _admission = admission;
-        carry(worker, context, app, client).await;
+        carry(at, of, app, client, destination).await;
     });
 }
 
@@ -93,7 +91,13 @@ enum Opened {
     Plain(TcpStream),
 }
 
-async fn carry(worker: Rc<Worker>, context: Arc<PodContext>, app: ResetOnDrop, client: SocketAddr) {
+async fn carry(
+    worker: Rc<Worker>,
+    context: Rc<RunningPod>,
+    app: ResetOnDrop,
+    client: SocketAddr,
+    destination: Option<SocketAddr>,
+) {
     let began = Instant::now();
     let traffic = Traffic::outbound(&worker.shared.outbound);
     // What is needed only until the connection stands is boxed away from what an idle connection keeps.
@@ -102,10 +106,10 @@ async fn carry(worker: Rc<Worker>, context: Arc<PodContext>, app: ResetOnDrop, c
         client,
         began,
         trace: None,
-        destination: None,
+        destination,
         via: None,
     };
-    let opened = match Box::pin(open(&worker, &context, &app, client, &mut log)).await {
+    let opened = match Box::pin(open(&worker, &context, client, &mut log)).await {
         Ok(opened) => opened,
         Err(error) => {
             // connect() succeeded long ago: only a reset still tells the app that there is nobody.
@@ -131,17 +135,11 @@ async fn carry(worker: Rc<Worker>, context: Arc<PodContext>, app: ResetOnDrop, c
 async fn open(
     worker: &Rc<Worker>,
     context: &PodContext,
-    app: &TcpStream,
     client: SocketAddr,
     log: &mut AccessLog<'_>,
 ) -> Result<Opened, OutboundError> {
     let shared = &worker.shared;
-    let local = app.local_addr().map_err(|_| OutboundError::NoOrigDst)?;
-    let orig_dst = shared
-        .orig_dst
-        .resolve(app.as_fd(), local, &context.pod.ips)
-        .ok_or(OutboundError::NoOrigDst)?;
-    log.destination = Some(orig_dst.addr);
+    let destination = log.destination.ok_or(OutboundError::NoOrigDst)?;
     let workloads = match shared.workloads.snapshot() {
         Some(workloads) => workloads,
         None => {
@@ -153,12 +151,7 @@ async fn open(
         network: &shared.network,
         namespace: &context.pod.namespace,
     };
-    let routed = route(
-        &workloads,
-        source,
-        orig_dst.addr,
-        worker.pick(orig_dst.addr),
-    );
+    let routed = route(&workloads, source, destination, worker.pick(destination));
     drop(workloads);
     match routed {
         Route::Hbone(to) => {

@@ -1,4 +1,4 @@
-//! Worker threads: each owns a runtime, a tunnel pool, and the connections that it accepted.
+//! Worker threads: each owns a runtime, a tunnel pool, and the connections that it accepted. They are told of sites and pods.
 
 use std::{
     cell::{Cell, RefCell},
@@ -6,23 +6,38 @@ use std::{
     io,
     net::SocketAddr,
     num::NonZeroUsize,
+    ops::Range,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
 
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     runtime::LocalOptions,
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc, oneshot, watch},
+    task::AbortHandle,
 };
 
 use super::{
-    Listeners, PodContext, Shared, connector::TunnelConnector, inbound, listener::accept_loop,
+    Listeners, PodContext, Shared,
+    connector::TunnelConnector,
+    inbound, inbound_plaintext,
+    listener::accept_loop,
     outbound,
+    running_pod::RunningPod,
+    site::{Members, SiteId, Tenancy},
 };
-use crate::{hbone::pool::Pool, pod::PodUid, sys::memory};
+use crate::{
+    dns,
+    hbone::pool::Pool,
+    pod::PodUid,
+    sys::memory,
+};
 
 /// Destinations that are counted; forgetting them all now and then only starts the counts again.
 const MAX_PICKS: usize = 4096;
@@ -36,24 +51,34 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// All worker threads of the daemon.
 pub struct Workers {
     threads: Vec<JoinHandle<()>>,
-    commands: Vec<mpsc::UnboundedSender<Command>>,
+    commands: Vec<mpsc::UnboundedSender<Told>>,
     drain: watch::Sender<bool>,
+    /// Pods whose DNS queries are answered, so far: each worker serves some.
+    dns: AtomicUsize,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum WorkersError {
     #[error("start worker thread {index}: {source}")]
     Spawn { index: usize, source: io::Error },
-    #[error("clone the listeners of pod {pod}: {source}")]
-    Clone { pod: PodUid, source: io::Error },
+    #[error("clone the listeners: {0}")]
+    Clone(#[source] io::Error),
+    #[error("register the listeners with a worker's runtime: {0}")]
+    Register(#[source] io::Error),
     #[error("worker thread {0} has ended")]
     Ended(usize),
 }
 
+/// What a worker is told; it answers when it is done.
 enum Command {
-    Add(Arc<PodContext>, Listeners),
-    Remove(PodUid),
+    Open(SiteId, Tenancy, Listeners),
+    Join(SiteId, Arc<PodContext>),
+    Leave(SiteId, PodUid, Duration),
+    Close(SiteId),
+    ServeDns(Arc<PodContext>, dns::Sockets),
 }
+
+type Told = (Command, oneshot::Sender<io::Result<()>>);
 
 impl Workers {
     pub fn start(count: NonZeroUsize, shared: &Arc<Shared>) -> Result<Self, WorkersError> {
@@ -73,31 +98,87 @@ impl Workers {
             threads,
             commands,
             drain,
+            dns: AtomicUsize::new(0),
         })
     }
 
-    /// Starts to accept the pod's connections, on every worker.
-    pub fn add(&self, context: Arc<PodContext>, listeners: &Listeners) -> Result<(), WorkersError> {
-        for (index, worker) in self.commands.iter().enumerate() {
-            let listeners = listeners
-                .try_clone()
-                .map_err(|source| WorkersError::Clone {
-                    pod: context.pod.uid.clone(),
-                    source,
-                })?;
-            worker
-                .send(Command::Add(context.clone(), listeners))
-                .map_err(|_| WorkersError::Ended(index))?;
-        }
-        Ok(())
+    /// Starts to accept on the listeners, on every worker. Until pods join, connections are reset.
+    pub async fn open(
+        &self,
+        site: SiteId,
+        tenancy: Tenancy,
+        listeners: &Listeners,
+    ) -> Result<(), WorkersError> {
+        let clones: Result<Vec<_>, _> = self
+            .commands
+            .iter()
+            .map(|_| listeners.try_clone())
+            .collect();
+        let mut clones = clones.map_err(WorkersError::Clone)?.into_iter();
+        self.tell(|| Some(Command::Open(site, tenancy, clones.next()?)))
+            .await
     }
 
-    /// Stops accepting for the pod. Its established connections go on.
-    pub fn remove(&self, pod: &PodUid) {
-        for worker in &self.commands {
-            // A worker that has ended accepts nothing anyway.
-            let _ = worker.send(Command::Remove(pod.clone()));
+    /// From now on the pod's connections are carried.
+    pub async fn join(&self, site: SiteId, context: &Arc<PodContext>) -> Result<(), WorkersError> {
+        self.tell(|| Some(Command::Join(site, context.clone())))
+            .await
+    }
+
+    /// Takes no more connections of the pod. Those that stand may go on for as long as `drain`, and are then reset.
+    pub async fn leave(
+        &self,
+        site: SiteId,
+        pod: &PodUid,
+        drain: Duration,
+    ) -> Result<(), WorkersError> {
+        self.tell(|| Some(Command::Leave(site, pod.clone(), drain)))
+            .await
+    }
+
+    /// Closes every worker's clones of the listeners.
+    pub async fn close(&self, site: SiteId) -> Result<(), WorkersError> {
+        self.tell(|| Some(Command::Close(site))).await
+    }
+
+    /// Answers the pod's DNS queries until it leaves: on one worker, which so has all that the pod's cache knows.
+    pub async fn serve_dns(
+        &self,
+        context: &Arc<PodContext>,
+        sockets: dns::Sockets,
+    ) -> Result<(), WorkersError> {
+        let turn = self.dns.fetch_add(1, Ordering::Relaxed) % self.commands.len();
+        let mut command = Some(Command::ServeDns(context.clone(), sockets));
+        self.tell_some(turn..turn + 1, || command.take()).await
+    }
+
+    /// Tells each worker a command, and waits until all have done it.
+    async fn tell(&self, command: impl FnMut() -> Option<Command>) -> Result<(), WorkersError> {
+        self.tell_some(0..self.commands.len(), command).await
+    }
+
+    async fn tell_some(
+        &self,
+        workers: Range<usize>,
+        mut command: impl FnMut() -> Option<Command>,
+    ) -> Result<(), WorkersError> {
+        let mut answers = Vec::new();
+        for index in workers {
+            let worker = &self.commands[index];
+            let (answer, answered) = oneshot::channel();
+            let Some(command) = command() else { break };
+            worker
+                .send((command, answer))
+                .map_err(|_| WorkersError::Ended(index))?;
+            answers.push((index, answered));
         }
+        for (index, answer) in answers {
+            answer
+                .await
+                .map_err(|_| WorkersError::Ended(index))?
+                .map_err(WorkersError::Register)?;
+        }
+        Ok(())
     }
 
     /// Stops accepting, lets connections finish until the configured limit, and ends the threads.
@@ -116,7 +197,6 @@ impl Workers {
 pub struct Worker {
     pub shared: Arc<Shared>,
     pub pool: Pool<TunnelConnector>,
-    pub drain: watch::Receiver<bool>,
     /// Connections so far by destination, to spread them over the endpoints of a service.
     picks: RefCell<HashMap<SocketAddr, u64>>,
     alive: Cell<usize>,
@@ -139,14 +219,15 @@ impl Worker {
     }
 
     /// Runs `task` as one that a drain waits for.
-    pub fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+    pub fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) -> AbortHandle {
         self.alive.set(self.alive.get() + 1);
         self.peak.set(self.peak.get().max(self.alive.get()));
         let alive = Alive(self.clone());
         tokio::task::spawn_local(async move {
             let _alive = alive;
             task.await;
-        });
+        })
+        .abort_handle()
     }
 
     /// After most connections have ended, gives back what they used: the allocator keeps it, and a burst would be paid for
@@ -179,11 +260,7 @@ impl Drop for Alive {
     }
 }
 
-fn run(
-    shared: Arc<Shared>,
-    commands: mpsc::UnboundedReceiver<Command>,
-    drain: watch::Receiver<bool>,
-) {
+fn run(shared: Arc<Shared>, commands: mpsc::UnboundedReceiver<Told>, drain: watch::Receiver<bool>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default());
@@ -201,35 +278,33 @@ fn run(
 
 async fn serve(
     shared: Arc<Shared>,
-    mut commands: mpsc::UnboundedReceiver<Command>,
+    mut commands: mpsc::UnboundedReceiver<Told>,
     mut drain: watch::Receiver<bool>,
 ) {
-    let pods: Rc<RefCell<HashMap<PodUid, RunningPod>>> = Rc::default();
+    let pods = Pods::default();
     let connector = TunnelConnector::new(shared.clone(), pods.clone());
     let worker = Rc::new(Worker {
         pool: Pool::new(connector, shared.hbone.max_tunnels_per_peer),
         shared,
-        drain: drain.clone(),
         picks: RefCell::default(),
         alive: Cell::new(0),
         peak: Cell::new(0),
         ended: Notify::new(),
     });
+    let mut sites = Sites {
+        worker: worker.clone(),
+        pods: pods.clone(),
+        open: HashMap::new(),
+        dns: HashMap::new(),
+    };
     let mut sweep = tokio::time::interval(SWEEP.min(worker.shared.hbone.idle_timeout));
     loop {
         tokio::select! {
             biased;
             _ = drain.wait_for(|&drain| drain) => break,
             command = commands.recv() => match command {
-                Some(Command::Add(context, listeners)) => {
-                    if let Some(running) = start_pod(&worker, context, listeners) {
-                        pods.borrow_mut().insert(running.context.pod.uid.clone(), running);
-                    }
-                }
-                Some(Command::Remove(uid)) => {
-                    pods.borrow_mut().remove(&uid);
-                    worker.pool.remove(&uid);
-                }
+                // Who does not wait for the answer does not need it.
+                Some((command, answer)) => _ = answer.send(sites.obey(command)),
                 None => break,
             },
             _ = sweep.tick() => {
@@ -238,8 +313,10 @@ async fn serve(
             }
         }
     }
+    // Stops the accept loops; the pods stay, for connections that are being opened, and DNS goes on for those that stand.
+    sites.open.clear();
     for pod in pods.borrow().values() {
-        pod.stop.send_replace(true);
+        pod.stop();
     }
     let limit = worker.shared.proxy.drain;
     if tokio::time::timeout(limit, worker.all_ended())
@@ -254,50 +331,103 @@ async fn serve(
     }
 }
 
-/// A pod that this worker accepts for.
-pub struct RunningPod {
-    pub context: Arc<PodContext>,
-    /// Dropped with the pod, which stops its accept loops.
-    stop: watch::Sender<bool>,
+/// The pods that a worker carries connections for.
+pub type Pods = Rc<RefCell<HashMap<PodUid, Rc<RunningPod>>>>;
+
+/// What a worker accepts on.
+struct Sites {
+    worker: Rc<Worker>,
+    pods: Pods,
+    open: HashMap<SiteId, OpenSite>,
+    /// Pods whose DNS queries this worker answers; dropping the sender ends that.
+    dns: HashMap<PodUid, watch::Sender<bool>>,
 }
 
-impl Drop for RunningPod {
-    fn drop(&mut self) {
-        self.stop.send_replace(true);
+impl Sites {
+    fn obey(&mut self, command: Command) -> io::Result<()> {
+        match command {
+            Command::Open(id, tenancy, listeners) => {
+                let site = OpenSite::open(&self.worker, tenancy, listeners)?;
+                self.open.insert(id, site);
+            }
+            Command::Join(id, context) => {
+                let site = self.open.get(&id).ok_or(io::ErrorKind::NotFound)?;
+                let pod = Rc::new(RunningPod::new(context));
+                self.pods
+                    .borrow_mut()
+                    .insert(pod.context.pod.uid.clone(), pod.clone());
+                site.members.borrow_mut().join(pod);
+            }
+            Command::Leave(id, uid, drain) => {
+                self.dns.remove(&uid);
+                if let Some(site) = self.open.get(&id) {
+                    site.members.borrow_mut().leave(&uid);
+                }
+                if let Some(pod) = self.pods.borrow_mut().remove(&uid) {
+                    pod.stop();
+                    tokio::task::spawn_local(end(pod, drain));
+                }
+                self.worker.pool.remove(&uid);
+            }
+            Command::Close(id) => drop(self.open.remove(&id)),
+            Command::ServeDns(context, sockets) => {
+                let stop = watch::Sender::new(false);
+                let client = dns::Client {
+                    pod: context.pod.uid.clone(),
+                    namespace: context.pod.namespace.clone(),
+                    ips: context.pod.ips.clone(),
+                    netns: context.netns.clone(),
+                };
+                dns::serve(&self.worker.shared.dns, client, sockets, stop.subscribe())?;
+                self.dns.insert(context.pod.uid.clone(), stop);
+            }
+        }
+        Ok(())
     }
 }
 
-fn start_pod(
-    worker: &Rc<Worker>,
-    context: Arc<PodContext>,
-    listeners: Listeners,
-) -> Option<RunningPod> {
-    let register = |listener| TcpListener::from_std(listener);
-    let (outbound, hbone) = match (register(listeners.outbound), register(listeners.hbone)) {
-        (Ok(outbound), Ok(hbone)) => (outbound, hbone),
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(pod = %context.pod.uid, %error, "register the pod's listeners with the runtime");
-            return None;
-        }
-    };
-    let stop = watch::Sender::new(false);
-    let (at, pod) = (worker.clone(), context.clone());
-    let outbound = accept_loop(
-        outbound,
-        context.clone(),
-        stop.subscribe(),
-        move |stream, client| {
-            outbound::accepted(&at, &pod, stream, client);
-        },
-    );
-    tokio::task::spawn_local(outbound);
-    let inbound = inbound::Acceptor::new(worker.clone(), context.clone());
-    let hbone = accept_loop(
-        hbone,
-        context.clone(),
-        stop.subscribe(),
-        move |stream, client| inbound.accepted(stream, client),
-    );
-    tokio::task::spawn_local(hbone);
-    Some(RunningPod { context, stop })
+/// Ends what is left of a pod's connections when they have had their time.
+async fn end(pod: Rc<RunningPod>, drain: Duration) {
+    if !drain.is_zero() {
+        tokio::time::sleep(drain).await;
+    }
+    let connections = pod.cut();
+    if connections > 0 {
+        tracing::info!(pod = %pod.context.pod.uid, connections, "the pod has left: connections cut");
+    }
+}
+
+/// Members of a site as one worker knows them.
+pub type SiteMembers = Rc<RefCell<Members<RunningPod>>>;
+
+/// Listeners that this worker accepts on.
+struct OpenSite {
+    members: SiteMembers,
+    /// Dropped with the site, which stops its accept loops.
+    _stop: watch::Sender<bool>,
+}
+
+impl OpenSite {
+    fn open(worker: &Rc<Worker>, tenancy: Tenancy, listeners: Listeners) -> io::Result<Self> {
+        let outbound = TcpListener::from_std(listeners.outbound)?;
+        let plaintext = TcpListener::from_std(listeners.inbound_plaintext)?;
+        let hbone = TcpListener::from_std(listeners.hbone)?;
+        let members: SiteMembers = Rc::new(RefCell::new(Members::new(tenancy)));
+        let stop = watch::Sender::new(false);
+        let accept = |listener, handle: fn(&Rc<Worker>, &SiteMembers, TcpStream, SocketAddr)| {
+            let (worker, members) = (worker.clone(), members.clone());
+            tokio::task::spawn_local(accept_loop(
+                listener,
+                stop.subscribe(),
+                move |stream, client| handle(&worker, &members, stream, client),
+            ));
+        };
+        accept(outbound, outbound::accepted);
+        accept(plaintext, inbound_plaintext::accepted);
+        accept(hbone, inbound::accepted);
+        Ok(Self {
+            members,
+            _stop: stop,
+        })
+    }
 }

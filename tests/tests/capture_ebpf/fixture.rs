@@ -114,6 +114,7 @@ impl Fixture {
             netns: self.client.netns().path(),
             cgroup: self.client.cgroup(),
             ips: vec![self.client.ipv4(), self.client.ipv6()],
+            cgroup_only: None,
             options: self.options.clone(),
         }
     }
@@ -150,7 +151,7 @@ impl Fixture {
 
     /// Connects that are between `connect()` and accept.
     pub fn flows(&self) -> usize {
-        let map = self.bpffs.join("redirect/v1/maps/rdr_flows");
+        let map = pins(&self.bpffs).join("maps/rdr_flows");
         let dump = Command::new("/usr/sbin/bpftool")
             .args(["-j", "map", "dump", "pinned"])
             .arg(map)
@@ -193,6 +194,7 @@ pub fn apply(capture: &mut EbpfCapture, pod: &Pod, netns: &Netns) -> Result<Appl
         outbound: listener.as_fd(),
         inbound_plaintext: listener.as_fd(),
         hbone: listener.as_fd(),
+        dns: false,
     };
     capture.apply(pod, netns, &sockets)
 }
@@ -322,7 +324,7 @@ fn answer(stream: &TcpStream, peer: SocketAddr, resolver: &dyn OrigDstResolver) 
         false => socket.original_dst_v6(),
     };
     Answer {
-        original: original.map(|original| original.addr),
+        original: original.as_ref().map(|original| original.addr),
         cgroup: original.and_then(|original| original.cgroup_id),
         local,
         peer: socket::canonical(peer),
@@ -385,4 +387,9 @@ pub fn listener(pod: &redirect_tests::Pod, cgroup: &Path) -> TcpListener {
 
 pub fn cgroup_id(path: &Path) -> u64 {
     Cgroup::open(path).expect("a cgroup").id
+}
+
+/// Where daemons of this version pin.
+pub fn pins(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("redirect/v{}", redirect_common::ABI_VERSION))
 }

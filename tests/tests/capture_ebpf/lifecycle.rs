@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr};
 
 use redirect::capture::{Applied, Capture, CaptureError, uninstall};
 
-use crate::fixture::{Fixture, apply, load};
+use crate::fixture::{Fixture, apply, load, pins};
 
 fn nowhere() -> SocketAddr {
     "192.0.2.7:80".parse().expect("an address")
@@ -40,7 +40,7 @@ fn the_next_daemon_adopts_what_it_finds() {
     assert_eq!(fixture.apply(), Applied::Adopted);
     assert_eq!(self::links(&fixture), links, "the links were made anew");
     assert_eq!(fixture.connect(nowhere(), &[]).0.original, Some(nowhere()));
-    let proxies = fs::read_dir(fixture.bpffs.join("redirect/v1/proxy")).expect("readable");
+    let proxies = fs::read_dir(pins(&fixture.bpffs).join("proxy")).expect("readable");
     assert_eq!(proxies.count(), 1, "the old proxy's links stay");
 }
 
@@ -193,7 +193,7 @@ fn a_pod_that_cannot_be_captured_leaves_nothing() {
 
 /// The folder of the pod's links.
 fn place(fixture: &Fixture) -> std::path::PathBuf {
-    let pod = fixture.bpffs.join("redirect/v1/pods/default=2fclient");
+    let pod = pins(&fixture.bpffs).join("pods/default=2fclient");
     let mut places: Vec<_> = fs::read_dir(pod)
         .expect("readable")
         .map(|entry| entry.expect("an entry").path())

@@ -10,7 +10,7 @@ use std::{
 use redirect::capture::Capture;
 use redirect_tests::{sys, wait_until};
 
-use crate::fixture::{Answer, Fixture, PATIENCE, error_name, listener};
+use crate::fixture::{Answer, Fixture, PATIENCE, error_name, listener, pins};
 
 fn addr(text: &str) -> SocketAddr {
     text.parse().expect("an address")
@@ -103,7 +103,7 @@ fn nft(fixture: &Fixture, commands: &str) {
 fn one_pod_cannot_take_all_of_the_table() {
     let fixture = Fixture::new();
     // No events, and one connect at a time under way.
-    let settings = fixture.bpffs.join("redirect/v1/maps/rdr_settings");
+    let settings = pins(&fixture.bpffs).join("maps/rdr_settings");
     let output = Command::new("/usr/sbin/bpftool")
         .args(["map", "update", "pinned"])
         .arg(settings)

@@ -13,21 +13,23 @@ use std::{
 use redirect_common::maps::names;
 
 use self::{
+    dns::DnsMap,
     links::{POD_HOOKS, PROXY_HOOKS},
     object::Object,
     pins::{Pins, Place},
-    resolver::AcceptedSockets,
+    resolver::{AcceptedSockets, PodNumbers},
     tables::Tables,
 };
 use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters};
 use crate::{
     config::CaptureConfig,
-    orig_dst::OrigDstResolver,
+    orig_dst::{OrigDstResolver, dns::DnsServers},
     pod::{Pod, PodUid},
     sys::{bpf, bpffs, cgroup::Cgroup, netns::Netns},
 };
 
 mod counters;
+mod dns;
 mod events;
 mod links;
 mod object;
@@ -44,9 +46,11 @@ pub struct EbpfCapture {
     pins: Pins,
     tables: Tables,
     resolver: Arc<AcceptedSockets>,
+    dns: Arc<DnsMap>,
     counters: VerdictCounters,
     events: bool,
     names: PodNames,
+    numbers: PodNumbers,
     /// Namespaces of pods that this daemon applied, to take the routes back from.
     netns: HashMap<PodUid, Netns>,
 }
@@ -65,7 +69,12 @@ impl EbpfCapture {
         let mut tables = Tables::open(&mut object)?;
         tables.configure(config.events)?;
         remove_orphans(&pins, &mut tables)?;
-        let resolver = Arc::new(AcceptedSockets::new(object.map(names::ACCEPTED)?)?);
+        let numbers = PodNumbers::default();
+        let resolver = Arc::new(AcceptedSockets::new(
+            object.map(names::ACCEPTED)?,
+            numbers.clone(),
+        )?);
+        let dns = Arc::new(DnsMap::open(&pins.map(names::DNS))?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         links::attach_proxy(&object, &pins, &Cgroup::open(cgroup)?, &PROXY_HOOKS)?;
         Ok(Self {
@@ -73,9 +82,11 @@ impl EbpfCapture {
             pins,
             tables,
             resolver,
+            dns,
             counters,
             events: config.events,
             names: PodNames::default(),
+            numbers,
             netns: HashMap::new(),
         })
     }
@@ -86,7 +97,7 @@ impl Capture for EbpfCapture {
         &mut self,
         pod: &Pod,
         netns: &Netns,
-        _sockets: &Sockets<'_>,
+        sockets: &Sockets<'_>,
     ) -> Result<Applied, CaptureError> {
         let cgroup = Cgroup::open(&pod.cgroup)?;
         let netns_cookie = netns_cookie(netns)?;
@@ -103,7 +114,9 @@ impl Capture for EbpfCapture {
         route::add(netns, &pod.ips)?;
         // First what the programs need to know, then the programs.
         let is_new = !self.tables.has(netns_cookie);
-        self.tables.add(netns_cookie, pod, &exempt)?;
+        let number = self.tables
+            .add(netns_cookie, pod, &exempt, sockets.dns)?;
+        self.numbers.insert(number, &pod.uid);
         let applied = match links::attach_pod(
             &self.object,
             &self.pins,
@@ -115,6 +128,7 @@ impl Capture for EbpfCapture {
             Ok(applied) => applied,
             Err(error) => {
                 if is_new {
+                    self.numbers.remove(&pod.uid);
                     _ = self.tables.remove(netns_cookie);
                     _ = route::remove(netns);
                 }
@@ -151,6 +165,7 @@ impl Capture for EbpfCapture {
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&cookie);
         }
+        self.numbers.remove(uid);
         if let Some(netns) = self.netns.remove(uid) {
             errors.extend(route::remove(&netns).err());
         }
@@ -163,6 +178,10 @@ impl Capture for EbpfCapture {
 
     fn resolver(&self) -> Arc<dyn OrigDstResolver> {
         self.resolver.clone()
+    }
+
+    fn dns_servers(&self) -> Arc<dyn DnsServers> {
+        self.dns.clone()
     }
 
     fn name(&self) -> &'static str {

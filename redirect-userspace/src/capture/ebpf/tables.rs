@@ -69,19 +69,21 @@ impl Tables {
         self.pods.get(&netns_cookie, 0).is_ok()
     }
 
-    /// Tells the programs of a pod, or of what has changed about it. `exempt` are ids of cgroups.
+    /// Tells the programs of a pod, or of what has changed about it; gives the number by which they know it. `exempt` are ids
+    /// of cgroups; `dns`: queries are captured.
     pub fn add(
         &mut self,
         netns_cookie: u64,
         pod: &Pod,
         exempt: &[u64],
-    ) -> Result<(), CaptureError> {
+        dns: bool,
+    ) -> Result<u32, CaptureError> {
         let known = self.pods.get(&netns_cookie, 0).map(|entry| entry.0).ok();
         let number = match known {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(pod, number);
+        let entry = entry(pod, number, dns);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
@@ -129,7 +131,7 @@ impl Tables {
                 .insert(netns_cookie, Plain(entry), 0)
                 .map_err(at(names::PODS, netns_cookie))?;
         }
-        Ok(())
+        Ok(number)
     }
 
     /// Makes the programs forget a pod. No error if they do not know it.
@@ -221,7 +223,7 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(pod: &Pod, number: u32) -> PodEntry {
+fn entry(pod: &Pod, number: u32, dns: bool) -> PodEntry {
     let first = |want_v4: bool| {
         pod.ips
             .iter()
@@ -257,7 +259,7 @@ fn entry(pod: &Pod, number: u32) -> PodEntry {
             .filter(|(set, _)| *set)
             .fold(0, |flags, (_, flag)| flags | flag),
         outbound_port: ports::OUTBOUND,
-        dns_port: 0,
+        dns_port: if dns { ports::DNS } else { 0 },
     }
 }
 

@@ -34,6 +34,7 @@ fn pod() -> Pod {
         netns: PathBuf::new(),
         cgroup: PathBuf::new(),
         ips: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        cgroup_only: None,
         options: PodOptions::default(),
     }
 }
