@@ -34,6 +34,7 @@ pub mod namespace;
 pub mod process;
 mod run_id;
 pub mod sockets;
+pub mod state;
 pub mod sys;
 mod testbed;
 mod wait;

@@ -74,7 +74,8 @@ const ITEMS: &[Item] = &[
     item("openssl", "openssl", Need::Testbed),
     item("ps", "procps", Need::Testbed),
     item("wrk", "wrk", Need::Bench),
-    item("haproxy", "haproxy", Need::Bench),
+    item("haproxy", "haproxy", Need::Testbed),
+    item("ss-redir", "shadowsocks-libev", Need::Testbed),
 ];
 
 pub fn run() -> Result<()> {
