@@ -119,7 +119,11 @@ pub fn connect(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Decisi
 }
 
 #[inline(always)]
-pub(crate) fn exempt_by_pod(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Option<Reason> {
+pub(crate) fn exempt_by_pod(
+    pod: &PodEntry,
+    call: &Connect,
+    lookups: &impl Lookups,
+) -> Option<Reason> {
     let has = |flag| pod.flags & flag != 0;
     if is_own(pod, &call.dst, lookups) {
         return Some(Reason::OwnAddress);

@@ -69,12 +69,7 @@ pub fn target(server: &Addr, port: u16, way: u32) -> Addr {
         Addr::from_v4_be((SPREAD_V4 | slot).to_be())
     } else {
         // Never ::, which is the prefix's anycast address.
-        Addr([
-            SPREAD_V6[0],
-            SPREAD_V6[1],
-            0,
-            (0x0001_0000 | slot).to_be(),
-        ])
+        Addr([SPREAD_V6[0], SPREAD_V6[1], 0, (0x0001_0000 | slot).to_be()])
     }
 }
 

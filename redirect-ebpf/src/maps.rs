@@ -11,9 +11,9 @@ use aya_ebpf::{
 use redirect_common::{
     counter,
     maps::{
-        CgroupKey, DnsEntry, DnsKey, EVENTS_BYTES, FlowKey, MAX_DNS_SERVERS, MAX_EXCLUDED_NETS, MAX_EXCLUDED_PORTS,
-        MAX_EXEMPT_CGROUPS, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_PODS, NetKey, OrigDstEntry, OwnKey,
-        PodEntry, PortKey, Settings,
+        CgroupKey, DnsEntry, DnsKey, EVENTS_BYTES, FlowKey, MAX_DNS_SERVERS, MAX_EXCLUDED_NETS,
+        MAX_EXCLUDED_PORTS, MAX_EXEMPT_CGROUPS, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_PODS, NetKey,
+        OrigDstEntry, OwnKey, PodEntry, PortKey, Settings,
     },
 };
 

@@ -12,9 +12,11 @@ use crate::document::Fields;
 const MOST_CACHED: u32 = 100_000;
 
 pub(super) fn read(f: &mut Fields<'_>) -> Option<DnsConfig> {
-    let domain = f.optional("domain").map_or(Some("cluster.local".to_owned()), |node| {
-        node.checked(|text| domain(text))
-    });
+    let domain = f
+        .optional("domain")
+        .map_or(Some("cluster.local".to_owned()), |node| {
+            node.checked(|text| domain(text))
+        });
     let cache_size = f
         .optional("cacheSize")
         .map_or(Some(1000), |node| node.integer(0..=MOST_CACHED));
@@ -37,7 +39,9 @@ fn domain(text: &str) -> Result<String, String> {
     let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
     let fits = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     match name.len() <= 200 && name.split('.').all(fits) {
         true => Ok(name),

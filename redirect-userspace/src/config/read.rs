@@ -79,7 +79,8 @@ impl Reader<'_> {
             (None, _) => Vec::new(),
         };
         if dns.as_ref().is_some_and(|dns| !dns.enabled) {
-            pods.iter_mut().for_each(|pod| pod.options.capture_dns = false);
+            pods.iter_mut()
+                .for_each(|pod| pod.options.capture_dns = false);
         }
         fields.end();
         Some(Config {
@@ -381,7 +382,12 @@ fn admin(f: &mut Fields<'_>) -> Option<AdminConfig> {
 }
 
 /// The readers below give the default in place of a wrong value: its mistake is noted, and reading can go on.
-pub(super) fn duration(f: &mut Fields<'_>, name: &'static str, zero: bool, default: Duration) -> Duration {
+pub(super) fn duration(
+    f: &mut Fields<'_>,
+    name: &'static str,
+    zero: bool,
+    default: Duration,
+) -> Duration {
     f.optional(name)
         .and_then(|node| node.duration(zero))
         .unwrap_or(default)

@@ -87,7 +87,11 @@ impl Cache {
         }
         let mut answer = entry.answer.to_vec();
         let passed = now.saturating_duration_since(entry.stored).as_secs();
-        wire::age(&mut answer, &entry.ttls, u32::try_from(passed).unwrap_or(u32::MAX));
+        wire::age(
+            &mut answer,
+            &entry.ttls,
+            u32::try_from(passed).unwrap_or(u32::MAX),
+        );
         Some(answer)
     }
 
@@ -122,7 +126,6 @@ impl Cache {
             self.ends.remove(&old.end);
         }
     }
-
 }
 
 /// For how long an answer may be kept; `None`: not at all.

@@ -17,6 +17,8 @@ mod server;
 mod tcp;
 mod wire;
 
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,

@@ -56,7 +56,8 @@ fn addresses(workloads: &Workloads, asker: &Asker<'_>, hostname: &str) -> Option
 /// The one that a client in this namespace means, of services with one host name.
 fn best<'a>(services: &'a [Arc<Service>], asker: &Asker<'_>) -> Option<&'a Arc<Service>> {
     let is_own = |service: &Arc<Service>| *service.namespace == *asker.namespace;
-    let visible = |service: &&Arc<Service>| service.visibility == Visibility::Public || is_own(service);
+    let visible =
+        |service: &&Arc<Service>| service.visibility == Visibility::Public || is_own(service);
     // `max_by_key` takes the last of equals, hence the reversal.
     let services = services.iter().filter(visible).rev();
     services.max_by_key(|service| (is_own(service), service.canonical))
@@ -83,6 +84,9 @@ fn member(workloads: &Workloads, asker: &Asker<'_>, hostname: &str) -> Option<Ve
         return None;
     }
     let named = |workload: &&Arc<Workload>| workload.name.eq_ignore_ascii_case(name);
-    let workload = service.ready().map(|endpoint| &endpoint.workload).find(named)?;
+    let workload = service
+        .ready()
+        .map(|endpoint| &endpoint.workload)
+        .find(named)?;
     (*workload.network == *asker.network).then(|| workload.ips.clone())
 }

@@ -108,7 +108,11 @@ impl Asked {
             if !text.is_empty() {
                 text.push('.');
             }
-            text.extend(label.iter().map(|byte| char::from(byte.to_ascii_lowercase())));
+            text.extend(
+                label
+                    .iter()
+                    .map(|byte| char::from(byte.to_ascii_lowercase())),
+            );
         }
         (!text.is_empty()).then_some(text)
     }

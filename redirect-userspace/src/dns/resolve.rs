@@ -13,8 +13,7 @@ use hickory_proto::{
 };
 
 use super::{
-    Client, Exchange, Shared, Transport,
-    answer,
+    Client, Exchange, Shared, Transport, answer,
     cache::{Cache, Key},
     forward::{self, Way},
     names::{self, Asker},
@@ -201,6 +200,12 @@ impl Resolver {
         answer::found(query, asked, &found, ttl, turn, limit)
     }
 
+    /// Counts what was not taken for a query of the pod.
+    pub fn refused(&self, transport: Transport, reason: &'static str) {
+        let metrics = &self.shared.metrics;
+        metrics.dns_query(transport.name(), By::Proxy.name(), reason);
+    }
+
     fn failed(&self, query: &Query<'_>, exchange: &Exchange, reason: &'static str) -> Outcome {
         self.count(exchange, By::Proxy, reason);
         let answer = answer::failure(query, ResponseCode::ServFail);
@@ -226,7 +231,9 @@ impl Resolver {
         }
         let asked = query.asked.as_ref();
         let name = asked.map(|asked| asked.name.to_ascii()).unwrap_or_default();
-        let kind = asked.map(|asked| asked.record_type.to_string()).unwrap_or_default();
+        let kind = asked
+            .map(|asked| asked.record_type.to_string())
+            .unwrap_or_default();
         let header = wire::header(answer);
         tracing::debug!(
             target: "redirect::dns",

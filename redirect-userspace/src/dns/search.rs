@@ -82,15 +82,24 @@ mod tests {
                 &["=example.com.cluster.local", "/example.com"],
             ),
             ("web", &["=web", "=web.shop.svc.cluster.local"]),
-            ("web.default", &["=web.default", "=web.default.svc.cluster.local"]),
+            (
+                "web.default",
+                &["=web.default", "=web.default.svc.cluster.local"],
+            ),
             (
                 "web.default.svc",
                 &["=web.default.svc", "=web.default.svc.cluster.local"],
             ),
             ("a.b.c", &["=a.b.c"]),
             ("a.b.c.d", &["=a.b.c.d"]),
-            ("cluster.local", &["=cluster.local", "=cluster.local.svc.cluster.local"]),
-            ("notcluster.local", &["=notcluster.local", "=notcluster.local.svc.cluster.local"]),
+            (
+                "cluster.local",
+                &["=cluster.local", "=cluster.local.svc.cluster.local"],
+            ),
+            (
+                "notcluster.local",
+                &["=notcluster.local", "=notcluster.local.svc.cluster.local"],
+            ),
         ];
         for (name, expected) in cases {
             let found: Vec<_> = candidates(name, "shop", "cluster.local")
@@ -103,7 +112,10 @@ mod tests {
             // Of a service's own name, two search domains are a part: what is left then is too short to be one, and harmless.
             let expected: Vec<_> = expected.iter().map(ToString::to_string).collect();
             let missing: Vec<_> = expected.iter().filter(|e| !found.contains(e)).collect();
-            assert!(missing.is_empty() && found[0] == expected[0], "{name}: {found:?}");
+            assert!(
+                missing.is_empty() && found[0] == expected[0],
+                "{name}: {found:?}"
+            );
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     rc::Rc,
     sync::Arc,
@@ -87,6 +87,10 @@ impl Datagrams {
     }
 
     fn received(&self, bytes: &[u8], received: Received) {
+        if !is_from_inside(&received, &self.client.ips) {
+            self.resolver.refused(Transport::Udp, "from_outside");
+            return;
+        }
         let local = SocketAddr::new(received.local, ports::DNS);
         let exchange = Exchange {
             client: received.client,
@@ -109,9 +113,50 @@ impl Datagrams {
     }
 }
 
+/// Whether a datagram was sent in the pod's namespace: captured queries go to local addresses, and from addresses of the pod.
+///
+/// The kernel drops what comes from elsewhere to loopback addresses, and what claims to come from its own IPv4 addresses. For
+/// IPv6 it does neither, but says truly by which device such a datagram came.
+fn is_from_inside(received: &Received, pod_ips: &[IpAddr]) -> bool {
+    let source = received.client.ip();
+    let own = source.is_loopback() || pod_ips.contains(&source);
+    own && (received.local.is_loopback() || received.by_loopback)
+}
+
 /// An answer that cannot be sent is lost, as it may be on any way: the app asks again.
 fn send(socket: &UdpSocket, answer: &[u8], to: Received) {
     if let Err(error) = datagram::send_from(socket.as_fd(), answer, to.local, to.client) {
         tracing::debug!(target: "redirect::dns", client = %to.client, %error, "answer not sent");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pod_itself_is_answered() {
+        let pod = ["10.0.0.2", "fd00::2"].map(|ip| ip.parse().expect("an address"));
+        for (client, local, by_loopback, expected) in [
+            ("10.0.0.2:4000", "127.128.0.9", false, true),
+            ("10.0.0.2:4000", "127.0.0.1", true, true),
+            ("127.0.0.1:4000", "127.0.0.1", true, true),
+            ("[fd00::2]:4000", "fd72:6472:6374::1:5", true, true),
+            ("[fd00::2]:4000", "::1", true, true),
+            // Forged by a neighbour.
+            ("[fd00::2]:4000", "fd72:6472:6374::1:5", false, false),
+            ("[fd00::9]:4000", "fd72:6472:6374::1:5", false, false),
+            ("10.0.0.9:4000", "127.128.0.9", false, false),
+            ("10.0.0.9:4000", "10.0.0.2", false, false),
+            ("10.0.0.2:4000", "10.0.0.2", false, false),
+        ] {
+            let received = Received {
+                bytes: 0,
+                client: client.parse().expect("an address"),
+                local: local.parse().expect("an address"),
+                by_loopback,
+            };
+            assert_eq!(is_from_inside(&received, &pod), expected, "{received:?}");
+        }
     }
 }

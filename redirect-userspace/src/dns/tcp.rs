@@ -60,11 +60,10 @@ impl Connections {
             return;
         };
         let ips = &self.client.ips;
-        let found = self.shared.orig_dst.resolve(
-            std::os::fd::AsFd::as_fd(&stream),
-            canonical(local),
-            ips,
-        );
+        let found =
+            self.shared
+                .orig_dst
+                .resolve(std::os::fd::AsFd::as_fd(&stream), canonical(local), ips);
         // Also keeps out whoever connects from outside of the pod.
         let Some(found) = found else {
             self.refused(stream, "no_original_destination");
@@ -90,7 +89,7 @@ impl Connections {
     }
 
     fn refused(&self, stream: TcpStream, reason: &'static str) {
-        self.shared.metrics.dns_query("tcp", "proxy", reason);
+        self.resolver.refused(Transport::Tcp, reason);
         drop(crate::sys::socket::ResetOnDrop::new(stream));
     }
 }

@@ -46,7 +46,11 @@ impl Header {
 
 /// `None`: shorter than a header.
 pub fn header(message: &[u8]) -> Option<Header> {
-    let word = |at: usize| Some(u16::from_be_bytes(message.get(at..at + 2)?.try_into().ok()?));
+    let word = |at: usize| {
+        Some(u16::from_be_bytes(
+            message.get(at..at + 2)?.try_into().ok()?,
+        ))
+    };
     Some(Header {
         id: word(0)?,
         flags: word(2)?,

@@ -63,7 +63,11 @@ impl AskedServer for InNamespace {
 
 /// Asks for the connection whose replies go from `from` to `to`.
 fn request(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    let family = if from.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let family = if from.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
     let (source, destination) = if from.is_ipv4() { CTA_IP_V4 } else { CTA_IP_V6 };
     let addresses = [
         attribute(source, &octets(from.ip())),
@@ -111,7 +115,9 @@ fn read(message: &[u8]) -> io::Result<Option<SocketAddr>> {
     let kind = message.get(4..6).map(|b| u16::from_ne_bytes([b[0], b[1]]));
     let body = message.get(16..).unwrap_or_default();
     if kind == Some(NLMSG_ERROR) {
-        let code = body.get(..4).map_or(0, |b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+        let code = body
+            .get(..4)
+            .map_or(0, |b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
         return match -code {
             0 | libc::ENOENT => Ok(None),
             errno => Err(io::Error::from_raw_os_error(errno)),
@@ -121,11 +127,19 @@ fn read(message: &[u8]) -> io::Result<Option<SocketAddr>> {
         .find(|(kind, _)| *kind == CTA_TUPLE_ORIG)
         .map(|(_, tuple)| tuple)
         .unwrap_or_default();
-    let part = |wanted| attributes(tuple).find(|(kind, _)| *kind == wanted).map(|(_, part)| part);
+    let part = |wanted| {
+        attributes(tuple)
+            .find(|(kind, _)| *kind == wanted)
+            .map(|(_, part)| part)
+    };
     let ip = part(CTA_TUPLE_IP).and_then(|part| {
         attributes(part).find_map(|(kind, value)| match kind {
-            kind if kind == CTA_IP_V4.1 => Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into()),
-            kind if kind == CTA_IP_V6.1 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into()),
+            kind if kind == CTA_IP_V4.1 => {
+                Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into())
+            }
+            kind if kind == CTA_IP_V6.1 => {
+                Some(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into())
+            }
             _ => None,
         })
     });
@@ -154,14 +168,24 @@ mod tests {
 
     #[test]
     fn the_kernels_answer_is_read_and_nonsense_is_nothing() {
-        let ip = attribute(CTA_TUPLE_IP | NESTED, &[attribute(1, &[10, 0, 0, 2]), attribute(2, &[10, 9, 0, 10])].concat());
-        let ports = [attribute(1, &[17]), attribute(2, &[15, 160]), attribute(3, &[0, 53])];
+        let ip = attribute(
+            CTA_TUPLE_IP | NESTED,
+            &[attribute(1, &[10, 0, 0, 2]), attribute(2, &[10, 9, 0, 10])].concat(),
+        );
+        let ports = [
+            attribute(1, &[17]),
+            attribute(2, &[15, 160]),
+            attribute(3, &[0, 53]),
+        ];
         let ports = attribute(CTA_TUPLE_PROTO | NESTED, &ports.concat());
         let tuple = attribute(CTA_TUPLE_ORIG | NESTED, &[ip, ports].concat());
         let mut message = vec![0; 20];
         message.extend(attribute(9, &[1]));
         message.extend(tuple);
-        assert_eq!(read(&message).unwrap(), Some("10.9.0.10:53".parse().unwrap()));
+        assert_eq!(
+            read(&message).unwrap(),
+            Some("10.9.0.10:53".parse().unwrap())
+        );
         for cut in 0..message.len() - 1 {
             let _ = read(&message[..cut]);
         }
@@ -179,7 +203,10 @@ mod tests {
     fn a_query_that_nobody_redirected_is_not_known() {
         let here = Netns::current().expect("a namespace");
         let opened = Conntrack.open(&here).expect("nfnetlink (needs root)");
-        let (client, local) = ("127.0.0.1:9".parse().unwrap(), "127.0.0.1:15053".parse().unwrap());
+        let (client, local) = (
+            "127.0.0.1:9".parse().unwrap(),
+            "127.0.0.1:15053".parse().unwrap(),
+        );
         assert_eq!(opened.find(client, local).unwrap(), None);
     }
 }

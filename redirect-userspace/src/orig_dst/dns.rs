@@ -129,11 +129,19 @@ mod tests {
         let local = "127.0.0.1:15053".parse().expect("an address");
         let pod = ["10.0.0.2".parse().expect("an address")];
         for (ways, fallback, expected) in [
-            (vec![broken, fixed(None), fixed(Some("10.9.0.10:53"))], None, Some("10.9.0.10:53")),
+            (
+                vec![broken, fixed(None), fixed(Some("10.9.0.10:53"))],
+                None,
+                Some("10.9.0.10:53"),
+            ),
             // Asked directly: that is the socket itself, or the proxy's.
             (vec![fixed(Some("127.0.0.1:15053"))], None, None),
             (vec![fixed(Some("10.0.0.2:15053"))], None, None),
-            (vec![fixed(Some("[::ffff:10.9.0.10]:53"))], None, Some("10.9.0.10:53")),
+            (
+                vec![fixed(Some("[::ffff:10.9.0.10]:53"))],
+                None,
+                Some("10.9.0.10:53"),
+            ),
             (vec![fixed(None)], Some("9.9.9.9:53"), Some("9.9.9.9:53")),
         ] {
             let fallback = fallback.map(|server: &str| server.parse().expect("an address"));

@@ -35,8 +35,7 @@ pub use worker::{Workers, WorkersError};
 
 use crate::{
     config::{HboneConfig, ProxyConfig},
-    dns,
-    hbone,
+    dns, hbone,
     identity::{IdentityStore, tls::TlsConfigs},
     orig_dst::Chain,
     pod::Pod,

@@ -32,12 +32,7 @@ use super::{
     running_pod::RunningPod,
     site::{Members, SiteId, Tenancy},
 };
-use crate::{
-    dns,
-    hbone::pool::Pool,
-    pod::PodUid,
-    sys::memory,
-};
+use crate::{dns, hbone::pool::Pool, pod::PodUid, sys::memory};
 
 /// Destinations that are counted; forgetting them all now and then only starts the counts again.
 const MAX_PICKS: usize = 4096;

@@ -27,21 +27,32 @@ pub struct Received {
     pub client: SocketAddr,
     /// The address that it was sent to.
     pub local: IpAddr,
+    /// Whether it came in by the loopback device, as far as the kernel says: for what a host sends to its own addresses on other
+    /// devices, it names those.
+    pub by_loopback: bool,
 }
 
-/// A nonblocking socket on all addresses of `netns`, for datagrams that stay inside: it is bound to the loopback device, which
-/// is where what a pod sends to its own addresses comes in. Dual stack, or IPv4 alone where IPv6 is switched off.
+/// Of `lo`, in every network namespace (kernel: LOOPBACK_IFINDEX).
+const LOOPBACK: u32 = 1;
+
+/// A nonblocking socket on all addresses of `netns`: dual stack, or IPv4 alone where IPv6 is switched off.
+///
+/// Not bound to the loopback device, though only what stays inside is wanted: answers to the pod's IPv6 addresses would have no
+/// route, for these are on other devices.
 pub fn listen(netns: &Netns, port: u16) -> io::Result<UdpSocket> {
-    netns.run(|| match bind(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()) {
-        Err(error) if no_ipv6(&error) => bind(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into()),
-        other => other,
-    })?
+    netns.run(
+        || match bind(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()) {
+            Err(error) if no_ipv6(&error) => {
+                bind(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into())
+            }
+            other => other,
+        },
+    )?
 }
 
 fn bind(domain: Domain, address: SocketAddr) -> io::Result<UdpSocket> {
     let kind = Type::DGRAM.nonblocking().cloexec();
     let socket = Socket::new(domain, kind, Some(Protocol::UDP))?;
-    socket.bind_device(Some(b"lo"))?;
     if domain == Domain::IPV6 {
         socket.set_only_v6(false)?;
         // Answers come from addresses that are only routed to this host, and on no interface.
@@ -67,19 +78,22 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
     let local = message.cmsgs()?.find_map(|control| match control {
         // An IPv4 datagram to a dual-stack socket has a v4-mapped address here.
         ControlMessageOwned::Ipv6PacketInfo(info) => {
-            Some(IpAddr::from(info.ipi6_addr.s6_addr).to_canonical())
+            let local = IpAddr::from(info.ipi6_addr.s6_addr).to_canonical();
+            Some((local, info.ipi6_ifindex == LOOPBACK))
         }
         ControlMessageOwned::Ipv4PacketInfo(info) => {
-            Some(Ipv4Addr::from_bits(u32::from_be(info.ipi_addr.s_addr)).into())
+            let local = Ipv4Addr::from_bits(u32::from_be(info.ipi_addr.s_addr));
+            Some((local.into(), info.ipi_ifindex == LOOPBACK as i32))
         }
         _ => None,
     });
     let client = message.address.as_ref().and_then(socket_addr);
     match (client, local) {
-        (Some(client), Some(local)) => Ok(Received {
+        (Some(client), Some((local, by_loopback))) => Ok(Received {
             bytes: message.bytes,
             client: canonical(client),
             local,
+            by_loopback,
         }),
         _ => Err(io::Error::other("a datagram without addresses")),
     }
@@ -118,8 +132,19 @@ pub fn send_from(
             },
             ipi6_ifindex: 0,
         };
-        let to = SockaddrIn6::from(std::net::SocketAddrV6::new(mapped(to.ip()), to.port(), 0, 0));
-        sendmsg(fd, &parts, &[ControlMessage::Ipv6PacketInfo(&info)], flags, Some(&to))?;
+        let to = SockaddrIn6::from(std::net::SocketAddrV6::new(
+            mapped(to.ip()),
+            to.port(),
+            0,
+            0,
+        ));
+        sendmsg(
+            fd,
+            &parts,
+            &[ControlMessage::Ipv6PacketInfo(&info)],
+            flags,
+            Some(&to),
+        )?;
         return Ok(());
     }
     let (IpAddr::V4(from), SocketAddr::V4(to)) = (from, to) else {
@@ -133,17 +158,19 @@ pub fn send_from(
         ipi_addr: libc::in_addr { s_addr: 0 },
     };
     let to = SockaddrIn::from(to);
-    sendmsg(fd, &parts, &[ControlMessage::Ipv4PacketInfo(&info)], flags, Some(&to))?;
+    sendmsg(
+        fd,
+        &parts,
+        &[ControlMessage::Ipv4PacketInfo(&info)],
+        flags,
+        Some(&to),
+    )?;
     Ok(())
 }
 
 /// A nonblocking socket in `netns` that exchanges datagrams with `server` alone, from a port that the kernel chooses at random,
 /// and from the address `source` if it is of the server's family. Leaves the calling thread inside `netns`.
-pub fn client(
-    netns: &Netns,
-    server: SocketAddr,
-    source: Option<IpAddr>,
-) -> io::Result<UdpSocket> {
+pub fn client(netns: &Netns, server: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSocket> {
     netns.enter()?;
     let kind = Type::DGRAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(server), kind, Some(Protocol::UDP))?;
@@ -163,13 +190,18 @@ mod tests {
 
     fn exchange(to: &'static str) {
         let result = netns::in_new(move || {
-            let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+            let up = std::process::Command::new("ip")
+                .args(["link", "set", "lo", "up"])
+                .status();
             assert!(up.expect("run ip").success());
             let here = Netns::current().expect("a namespace");
             let server = listen(&here, 5353).expect("listen");
             let to: SocketAddr = to.parse().expect("an address");
-            let client = UdpSocket::bind((if to.is_ipv4() { "127.0.0.1" } else { "::1" }, 0)).expect("bind");
-            client.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+            let client =
+                UdpSocket::bind((if to.is_ipv4() { "127.0.0.1" } else { "::1" }, 0)).expect("bind");
+            client
+                .set_read_timeout(Some(Duration::from_secs(5)))
+                .expect("set");
             client.send_to(b"ask", to).expect("send");
             let mut buffer = [0; 64];
             let received = loop {
@@ -178,7 +210,10 @@ mod tests {
                     received => break received.expect("receive"),
                 }
             };
-            assert_eq!((&buffer[..received.bytes], received.local), (&b"ask"[..], to.ip()));
+            assert_eq!(
+                (&buffer[..received.bytes], received.local),
+                (&b"ask"[..], to.ip())
+            );
             assert_eq!(received.client, client.local_addr().expect("bound"));
             send_from(server.as_fd(), b"answer", received.local, received.client).expect("send");
             let (bytes, from) = client.recv_from(&mut buffer).expect("receive");

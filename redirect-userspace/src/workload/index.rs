@@ -35,7 +35,10 @@ impl Workloads {
             warnings,
             ..Self::default()
         };
-        let named = new.workloads.iter().filter(|workload| !workload.hostname.is_empty());
+        let named = new
+            .workloads
+            .iter()
+            .filter(|workload| !workload.hostname.is_empty());
         for workload in named {
             new.by_workload_hostname
                 .entry(workload.hostname.to_ascii_lowercase())
@@ -125,7 +128,10 @@ impl Workloads {
     /// The workloads with a DNS name of their own, given in lower case, that have addresses too.
     pub fn workloads_named(&self, hostname: &str) -> impl Iterator<Item = &Arc<Workload>> {
         let named = self.by_workload_hostname.get(hostname);
-        named.into_iter().flatten().filter(|workload| !workload.ips.is_empty())
+        named
+            .into_iter()
+            .flatten()
+            .filter(|workload| !workload.ips.is_empty())
     }
 
     pub fn service_by_key(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {

@@ -67,7 +67,9 @@ impl Service {
 
     /// The endpoints that may be used now.
     pub fn ready(&self) -> impl Iterator<Item = &Endpoint> {
-        self.endpoints.iter().filter(|endpoint| self.includes(endpoint))
+        self.endpoints
+            .iter()
+            .filter(|endpoint| self.includes(endpoint))
     }
 
     fn includes(&self, endpoint: &Endpoint) -> bool {

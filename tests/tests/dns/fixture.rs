@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use redirect_tests::{App, Daemon, Event, Pod, Testbed, process::PATIENCE, eventually};
+use redirect_tests::{App, Daemon, Event, Pod, Testbed, eventually, process::PATIENCE};
 use serde_json::{Value, json};
 
 pub struct Fixture {
@@ -45,7 +45,10 @@ impl Fixture {
             serve(pod, &name, &[pod.at(53), pod.at6(53)])
         });
         let daemon = node.daemon().capture_with(&client, options);
-        let daemon = daemon.env("REDIRECT_LOG", "redirect::dns=debug,info").config(config).start();
+        let daemon = daemon
+            .env("REDIRECT_LOG", "redirect::dns=debug,info")
+            .config(config)
+            .start();
         Self {
             daemon,
             client,
@@ -75,7 +78,10 @@ impl Fixture {
 
     pub fn run(&self, program: &str, args: &[&str]) -> Output {
         let mut command: Command = self.client.command(program);
-        command.args(args).output().unwrap_or_else(|error| panic!("{program}: {error}"))
+        command
+            .args(args)
+            .output()
+            .unwrap_or_else(|error| panic!("{program}: {error}"))
     }
 
     /// Starts `dns-ask` in the pod.
@@ -111,7 +117,10 @@ impl Fixture {
         let mut command = self.client.command("unshare");
         let script = "mount --bind \"$1\" /etc/resolv.conf && exec \"$2\" dns-ask \"$3\"";
         command.args(["--mount", "sh", "-c", script, "sh"]);
-        command.arg(file).arg(redirect_tests::app_binary()).arg(name);
+        command
+            .arg(file)
+            .arg(redirect_tests::app_binary())
+            .arg(name);
         App::new(redirect_tests::Process::spawn("resolving app", command))
     }
 }
@@ -120,7 +129,11 @@ impl Fixture {
 #[track_caller]
 pub fn serve(pod: &Pod, name: &str, addrs: &[SocketAddr]) -> App {
     let mut args = vec!["dns-serve".to_owned(), "--name".to_owned(), name.to_owned()];
-    args.extend(addrs.iter().flat_map(|addr| ["--listen".to_owned(), addr.to_string()]));
+    args.extend(
+        addrs
+            .iter()
+            .flat_map(|addr| ["--listen".to_owned(), addr.to_string()]),
+    );
     let app = pod.app(args);
     app.event("listening");
     app
@@ -128,8 +141,13 @@ pub fn serve(pod: &Pod, name: &str, addrs: &[SocketAddr]) -> App {
 
 /// Whether dig printed this record, with blanks of any kind in between.
 pub fn has_record(text: &str, record: &str) -> bool {
-    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    text.lines().any(|line| words(line).join(" ").ends_with(record))
+    let words = |line: &str| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    text.lines()
+        .any(|line| words(line).join(" ").ends_with(record))
 }
 
 /// The data of the answer section, as `dig +short` prints it.

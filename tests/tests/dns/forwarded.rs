@@ -1,7 +1,7 @@
 //! Names that the mesh does not know: the server's answers, as if nobody were in between.
 
-use redirect_tests::wait_until;
 use redirect_tests::process::PATIENCE;
+use redirect_tests::wait_until;
 use serde_json::json;
 
 use crate::fixture::{Fixture, lines};
@@ -22,25 +22,40 @@ fn all_types_are_forwarded() {
         }
     }
     let seen = fixture.seen("x.test.");
-    let by_tcp: Vec<_> = seen.iter().map(|event| event.json()["tcp"] == true).collect();
+    let by_tcp: Vec<_> = seen
+        .iter()
+        .map(|event| event.json()["tcp"] == true)
+        .collect();
     assert_eq!(by_tcp, [false, true].repeat(5));
     // From the pod, and not from the node.
     let ip = fixture.client.ipv4();
-    assert!(seen.iter().all(|event| event.addr("from").ip() == ip), "{seen:?}");
+    assert!(
+        seen.iter().all(|event| event.addr("from").ip() == ip),
+        "{seen:?}"
+    );
 }
 
 #[test]
 fn flags_extensions_and_spelling_are_kept() {
     let fixture = Fixture::new();
     let all = fixture.dig(&["+dnssec", "+bufsize=1400", "MiXeD.TeSt"]);
-    assert!(all.contains(";MiXeD.TeSt.") && all.contains("flags: do; udp: 1232"), "{all}");
+    assert!(
+        all.contains(";MiXeD.TeSt.") && all.contains("flags: do; udp: 1232"),
+        "{all}"
+    );
     let seen = &fixture.seen("mixed.test.")[0];
     assert_eq!(seen.str("name"), "MiXeD.TeSt.");
     assert_eq!(seen.json()["payload"], 1400);
     assert_eq!(seen.json()["dnssec"], true);
     // dig's cookie.
     assert_eq!(seen.json()["options"], 1);
-    assert_eq!(fixture.dig(&["+noedns", "plain.test"]).matches("EDNS").count(), 0);
+    assert_eq!(
+        fixture
+            .dig(&["+noedns", "plain.test"])
+            .matches("EDNS")
+            .count(),
+        0
+    );
     assert!(fixture.seen("plain.test.")[0].json()["payload"].is_null());
 }
 
@@ -51,7 +66,11 @@ fn a_truncated_answer_is_the_apps_to_ask_again_for() {
     assert!(cut.contains("flags: qr tc rd ra;"), "{cut}");
     let whole = fixture.dig(&["big.test", "TXT"]);
     assert!(whole.contains("ANSWER: 30"), "{whole}");
-    let transports: Vec<_> = fixture.seen("big.test.").iter().map(|event| event.json()["tcp"] == true).collect();
+    let transports: Vec<_> = fixture
+        .seen("big.test.")
+        .iter()
+        .map(|event| event.json()["tcp"] == true)
+        .collect();
     assert_eq!(transports, [false, false, true]);
 }
 
@@ -124,9 +143,23 @@ fn what_is_not_the_answer_is_not_taken_for_it() {
     // The ids are not the app's, which counts them up from zero.
     let fixture = Fixture::with(json!({ "dns": { "cacheSize": 0 } }), json!({}));
     for _ in 0..4 {
-        fixture.ask(&["id.test.", "--server", &fixture.server().to_string(), "--type", "SRV", "--pipelined", "4"]).event("pipelined");
+        fixture
+            .ask(&[
+                "id.test.",
+                "--server",
+                &fixture.server().to_string(),
+                "--type",
+                "SRV",
+                "--pipelined",
+                "4",
+            ])
+            .event("pipelined");
     }
-    let mut ids: Vec<_> = fixture.seen("id.test.").iter().map(|event| event.u64("id")).collect();
+    let mut ids: Vec<_> = fixture
+        .seen("id.test.")
+        .iter()
+        .map(|event| event.u64("id"))
+        .collect();
     ids.sort_unstable();
     ids.dedup();
     assert!(ids.len() > 8, "{ids:?}");
@@ -138,7 +171,11 @@ fn what_is_no_query_gets_an_error_or_nothing() {
     let server = fixture.server().to_string();
     // A question that ends in the middle of a name; names that are too long, or point to themselves.
     let long = format!("0102010000010000000000003f{}", "61".repeat(63).repeat(5));
-    for raw in ["010201000001000000000000036162", "010201000001000000000000c00c00010001", &long] {
+    for raw in [
+        "010201000001000000000000036162",
+        "010201000001000000000000c00c00010001",
+        &long,
+    ] {
         let app = fixture.ask(&["x", "--server", &server, "--raw", raw]);
         let answer = app.event("answer");
         assert_eq!((answer.u64("code"), answer.u64("id")), (1, 0x0102), "{raw}");
@@ -150,7 +187,10 @@ fn what_is_no_query_gets_an_error_or_nothing() {
     }
     fixture.wait_counted("proxy", "malformed", 3.0);
     fixture.wait_counted("proxy", "not_a_query", 2.0);
-    assert_eq!(fixture.upstreams[0].events("query").len() + fixture.upstreams[0].events("malformed").len(), 0);
+    assert_eq!(
+        fixture.upstreams[0].events("query").len() + fixture.upstreams[0].events("malformed").len(),
+        0
+    );
 }
 
 #[test]
@@ -165,6 +205,9 @@ fn one_pod_has_so_many_queries_under_way() {
     let all = fixture.dig(&["a.test"]);
     assert!(all.contains("status: SERVFAIL"), "{all}");
     // What needs no server is answered.
-    assert_eq!(lines(&fixture.dig(&["+short", "web.default.svc.cluster.local"])), ["10.96.0.20"]);
+    assert_eq!(
+        lines(&fixture.dig(&["+short", "web.default.svc.cluster.local"])),
+        ["10.96.0.20"]
+    );
     drop(waiting);
 }

@@ -20,7 +20,10 @@ fn without_the_daemon_nothing_is_answered_and_nothing_leaks() {
     assert_eq!(fixture.seen("leak.test.").len(), 0);
     fixture.daemon = spec.start();
     assert_eq!(lines(&fixture.dig(&["+short", "a.test"])), ["192.0.2.1"]);
-    assert_eq!(lines(&fixture.dig(&["+short", "web.default.svc.cluster.local"])), ["10.96.0.20"]);
+    assert_eq!(
+        lines(&fixture.dig(&["+short", "web.default.svc.cluster.local"])),
+        ["10.96.0.20"]
+    );
 }
 
 #[test]

@@ -1,11 +1,6 @@
 //! The DNS server that an app asked, from the map in which the programs keep what each local address stands for.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
-};
+use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use redirect_common::maps::{DnsEntry, DnsKey};
@@ -24,7 +19,8 @@ pub struct DnsMap(Arc<Servers>);
 impl DnsMap {
     /// Opens the map by its pin: another handle than that which cleans up.
     pub fn open(pin: &Path) -> Result<Self, CaptureError> {
-        let open = || -> Result<Servers, MapError> { Map::HashMap(MapData::from_pin(pin)?).try_into() };
+        let open =
+            || -> Result<Servers, MapError> { Map::HashMap(MapData::from_pin(pin)?).try_into() };
         let servers = open().map_err(|error| {
             CaptureError::kernel("open", format!("the pinned map {}", pin.display()), &error)
         })?;

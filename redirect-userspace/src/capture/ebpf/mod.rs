@@ -114,8 +114,7 @@ impl Capture for EbpfCapture {
         route::add(netns, &pod.ips)?;
         // First what the programs need to know, then the programs.
         let is_new = !self.tables.has(netns_cookie);
-        let number = self.tables
-            .add(netns_cookie, pod, &exempt, sockets.dns)?;
+        let number = self.tables.add(netns_cookie, pod, &exempt, sockets.dns)?;
         self.numbers.insert(number, &pod.uid);
         let applied = match links::attach_pod(
             &self.object,

@@ -9,8 +9,8 @@ use aya::maps::{
 use redirect_common::{
     Addr,
     maps::{
-        CgroupKey, DnsEntry, DnsKey, FlowKey, MAX_FLOWS_PER_POD, MAX_PODS, NetKey, OrigDstEntry, OwnKey, PodEntry,
-        PortKey, Settings, names, pod_flags,
+        CgroupKey, DnsEntry, DnsKey, FlowKey, MAX_FLOWS_PER_POD, MAX_PODS, NetKey, OrigDstEntry,
+        OwnKey, PodEntry, PortKey, Settings, names, pod_flags,
     },
     ports,
 };

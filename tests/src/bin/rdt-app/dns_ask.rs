@@ -57,7 +57,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn look_up(name: &str) -> io::Result<()> {
-    let mut found: Vec<_> = (name, 80).to_socket_addrs()?.map(|addr| addr.ip().to_string()).collect();
+    let mut found: Vec<_> = (name, 80)
+        .to_socket_addrs()?
+        .map(|addr| addr.ip().to_string())
+        .collect();
     found.sort();
     found.dedup();
     emit("resolved", json!({ "addresses": found }));
@@ -94,7 +97,10 @@ fn datagrams(args: &Args, servers: &[SocketAddr]) -> io::Result<()> {
         if args.connected {
             socket.connect(server)?;
             socket.send(&query(args, id)?)?;
-            emit("connected", json!({ "peername": socket.peer_addr()?.to_string() }));
+            emit(
+                "connected",
+                json!({ "peername": socket.peer_addr()?.to_string() }),
+            );
             answer(&socket)?;
         } else {
             socket.send_to(&query(args, id)?, server)?;
@@ -131,7 +137,9 @@ fn pipeline(args: &Args, server: SocketAddr, queries: u16) -> io::Result<()> {
         stream.read_exact(&mut length)?;
         let mut answer = vec![0; u16::from_be_bytes(length).into()];
         stream.read_exact(&mut answer)?;
-        let id = Message::from_vec(&answer).map(|message| message.metadata.id).map_err(io::Error::other)?;
+        let id = Message::from_vec(&answer)
+            .map(|message| message.metadata.id)
+            .map_err(io::Error::other)?;
         *seen.entry(id).or_insert(0) += 1;
         show(&answer, Some(stream.peer_addr()?.to_string()));
     }

@@ -112,14 +112,17 @@ impl Server {
         answer.add_query(question.clone());
         if let Some(asked) = edns {
             let mut own = Edns::new();
-            own.set_max_payload(1232).set_dnssec_ok(asked.flags().dnssec_ok);
+            own.set_max_payload(1232)
+                .set_dnssec_ok(asked.flags().dnssec_ok);
             answer.set_edns(own);
         }
         match self.records(&name, question.query_type()) {
             Some(records) if records.is_empty() => _ = answer.add_authority(start()),
             Some(records) => {
                 let owner = question.name();
-                let records = records.into_iter().map(|data| Record::from_rdata(owner.clone(), self.ttl, data));
+                let records = records
+                    .into_iter()
+                    .map(|data| Record::from_rdata(owner.clone(), self.ttl, data));
                 records.for_each(|record| _ = answer.add_answer(record));
             }
             None => {
@@ -161,9 +164,13 @@ impl Server {
         Some(match kind {
             RecordType::A => vec![RData::A(A(Ipv4Addr::new(192, 0, 2, 1)))],
             RecordType::AAAA if first == "v4only" => Vec::new(),
-            RecordType::AAAA => vec![RData::AAAA(AAAA(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)))],
+            RecordType::AAAA => vec![RData::AAAA(AAAA(Ipv6Addr::new(
+                0x2001, 0xdb8, 0, 0, 0, 0, 0, 1,
+            )))],
             RecordType::TXT if first == "whoami" => vec![text(&self.name)],
-            RecordType::TXT if first == "big" => (0..30).map(|number| text(&format!("{number:0100}"))).collect(),
+            RecordType::TXT if first == "big" => (0..30)
+                .map(|number| text(&format!("{number:0100}")))
+                .collect(),
             RecordType::TXT => vec![text("text")],
             RecordType::SRV => vec![RData::SRV(SRV::new(1, 2, 8080, target()))],
             RecordType::MX => vec![RData::MX(MX::new(10, target()))],
