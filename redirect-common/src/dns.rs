@@ -129,3 +129,223 @@ pub fn judge(entry: &DnsEntry, server: &Addr, port: u16, now: u64) -> Slot {
 }
 
 const _: () = assert!(SLOTS == 1 << (64 - 54) && WAYS < SLOTS);
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, net::IpAddr};
+
+    use super::*;
+    use crate::{
+        decide::Redirect,
+        maps::{OrigDstEntry, pod_flags},
+    };
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().expect("an address").into()
+    }
+
+    /// A pod that excludes this port and this network's address.
+    struct Excludes(u16, &'static str);
+
+    impl Lookups for Excludes {
+        fn is_own(&self, _: u32, _: &Addr) -> bool {
+            false
+        }
+
+        fn is_excluded_port(&self, _: u32, port: u16) -> bool {
+            port == self.0
+        }
+
+        fn is_excluded_net(&self, _: u32, dst: &Addr) -> bool {
+            *dst == addr(self.1)
+        }
+
+        fn is_exempt_caller(&self, _: u32) -> bool {
+            false
+        }
+    }
+
+    fn pod(dns_port: u16) -> PodEntry {
+        PodEntry {
+            v4: addr("10.1.0.2"),
+            v6: addr("fd00:1::2"),
+            flags: pod_flags::EXCLUDED_PORTS | pod_flags::EXCLUDED_NETS,
+            outbound_port: 15001,
+            dns_port,
+            ..PodEntry::default()
+        }
+    }
+
+    fn call(dst: &str, dst_port: u16, src: &str, device: u32) -> Connect {
+        Connect {
+            dst: addr(dst),
+            dst_port,
+            src: addr(src),
+            device,
+        }
+    }
+
+    #[test]
+    fn datagrams() {
+        let captured = pod(15053);
+        for (pod, call, expected) in [
+            (
+                &captured,
+                call("10.9.0.10", 53, "0.0.0.0", 0),
+                Decision::Redirect,
+            ),
+            (
+                &captured,
+                call("fd00:9::a", 53, "fd00:1::2", 0),
+                Decision::Redirect,
+            ),
+            (
+                &captured,
+                call("10.9.0.10", 53, "127.0.0.1", 0),
+                Decision::Redirect,
+            ),
+            (
+                &captured,
+                call("10.9.0.10", 123, "0.0.0.0", 0),
+                Decision::Pass(Reason::NotTcp),
+            ),
+            (
+                &pod(0),
+                call("10.9.0.10", 53, "0.0.0.0", 0),
+                Decision::Pass(Reason::NotTcp),
+            ),
+            (
+                &captured,
+                call("10.1.0.2", 53, "0.0.0.0", 0),
+                Decision::Pass(Reason::OwnAddress),
+            ),
+            (
+                &captured,
+                call("10.8.0.1", 53, "0.0.0.0", 0),
+                Decision::Pass(Reason::ExcludedNet),
+            ),
+            (
+                &captured,
+                call("169.254.20.10", 53, "0.0.0.0", 0),
+                Decision::Redirect,
+            ),
+            (
+                &captured,
+                call("10.9.0.10", 53, "10.7.0.1", 0),
+                Decision::Refuse(Reason::ForeignSource),
+            ),
+            (
+                &captured,
+                call("10.9.0.10", 53, "0.0.0.0", 2),
+                Decision::Refuse(Reason::BoundDevice),
+            ),
+        ] {
+            let decision = datagram(pod, &call, &Excludes(1, "10.8.0.1"));
+            assert_eq!(decision, expected, "{call:?}");
+        }
+        let excluded = datagram(
+            &captured,
+            &call("10.9.0.10", 53, "0.0.0.0", 0),
+            &Excludes(53, "::"),
+        );
+        assert_eq!(excluded, Decision::Pass(Reason::ExcludedPort));
+    }
+
+    #[test]
+    fn connections_to_dns_servers_have_a_port_of_their_own() {
+        for (dns_port, port, expected) in [(15053, 53, 15053), (15053, 80, 15001), (0, 53, 15001)] {
+            let call = call("10.9.0.10", port, "0.0.0.0", 0);
+            let decision = decide::connect(&pod(dns_port), &call, &Excludes(1, "::"));
+            let target = decide::spread(&call.dst, port);
+            let redirect = Redirect {
+                target,
+                port: expected,
+            };
+            assert_eq!(
+                decision,
+                decide::Decision::Redirect(redirect),
+                "{dns_port} {port}"
+            );
+        }
+    }
+
+    #[test]
+    fn targets_are_local_and_few() {
+        let mut seen = HashSet::new();
+        for number in 0..200_u32 {
+            for server in [
+                addr(&format!("10.9.{}.{}", number / 250, number % 250)),
+                addr(&format!("fd00:9::{number:x}")),
+            ] {
+                let ways: HashSet<_> = (0..WAYS).map(|way| target(&server, 53, way)).collect();
+                assert_eq!(ways.len(), WAYS as usize, "each way is another address");
+                for target in &ways {
+                    assert_eq!(target.is_v4(), server.is_v4());
+                    assert!(is_target(target) && is_target_of(target, &server, 53));
+                    assert!(
+                        decide::exempt_destination(target).is_some(),
+                        "never captured again"
+                    );
+                }
+                assert!(!is_target_of(&target(&server, 53, WAYS), &server, 53));
+                seen.extend(ways);
+            }
+        }
+        assert!(
+            seen.len() > 1000 && seen.len() <= 2 * SLOTS as usize,
+            "{}",
+            seen.len()
+        );
+        for other in [
+            "127.0.0.1",
+            "127.128.4.0",
+            "127.129.0.1",
+            "::1",
+            "fd72:6472:6374::1:400",
+            "fd72:6472:6374::2",
+            "10.9.0.10",
+        ] {
+            assert!(!is_target(&addr(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_another_program_has_steered_is_known() {
+        let server = addr("10.9.0.10");
+        let entry = OrigDstEntry {
+            addr: server,
+            port: 53,
+            target_port: 15053,
+            ..OrigDstEntry::default()
+        };
+        let target = target(&server, 53, 3);
+        let known =
+            |dst: &Addr, port| decide::is_already_steered(&entry, dst, port, Reason::Loopback);
+        assert!(known(&target, 15053));
+        assert!(!known(&target, 15001) && !known(&addr("127.0.0.1"), 15053));
+    }
+
+    #[test]
+    fn an_address_changes_its_server_when_that_is_not_asked_any_more() {
+        let (server, other) = (addr("10.9.0.10"), addr("10.9.0.11"));
+        let entry = DnsEntry {
+            addr: server,
+            held_until: 100,
+            port: 53,
+            padding: [0; 3],
+        };
+        for (asked, port, now, expected) in [
+            (&server, 53, 5, Slot::Ours),
+            (&server, 53, 500, Slot::Ours),
+            (&other, 53, 100, Slot::Taken),
+            (&other, 53, 101, Slot::Stale),
+            (&server, 5353, 50, Slot::Taken),
+        ] {
+            assert_eq!(
+                judge(&entry, asked, port, now),
+                expected,
+                "{asked:?}:{port} at {now}"
+            );
+        }
+    }
+}

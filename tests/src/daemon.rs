@@ -45,14 +45,16 @@ pub struct DaemonSpec {
 impl DaemonSpec {
     pub(crate) fn new(node: Node, pod: Option<Pod>, workloads: PathBuf) -> Self {
         let dir = directory(&node, pod.as_ref());
-        let config = json!({
+        let mut config = json!({
             "node": node.name(),
             "workers": 1,
             "stateDir": dir.join("state"),
             "workloads": workloads,
             "capture": { "backend": "ebpf", "bpffs": dir.join("bpf") },
-            "admin": { "metrics": METRICS, "readiness": READINESS },
         });
+        if pod.is_none() {
+            config["admin"] = json!({ "metrics": METRICS, "readiness": READINESS });
+        }
         let args = vec!["--dev-ca".to_owned()];
         Self {
             node,

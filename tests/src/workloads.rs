@@ -90,11 +90,25 @@ impl Workloads {
 
     /// Adds an authorization policy of the namespace `default`: `action` for what meets all of `conditions`.
     #[must_use]
-    pub fn policy(mut self, name: &str, action: &str, conditions: Value) -> Self {
-        self.policies.push(json!({
+    pub fn policy(self, name: &str, action: &str, conditions: Value) -> Self {
+        self.policy_with(name, action, conditions, json!({}))
+    }
+
+    /// The same with further or other fields of a policy.
+    #[must_use]
+    pub fn policy_with(
+        mut self,
+        name: &str,
+        action: &str,
+        conditions: Value,
+        fields: Value,
+    ) -> Self {
+        let mut policy = json!({
             "name": name, "namespace": "default", "scope": "Namespace", "action": action,
             "rules": [[[conditions]]],
-        }));
+        });
+        merge(&mut policy, fields);
+        self.policies.push(policy);
         self
     }
 

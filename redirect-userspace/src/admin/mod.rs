@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +18,7 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
-use crate::{config::AdminConfig, telemetry::Metrics};
+use crate::{config::AdminConfig, sys::socket, telemetry::Metrics};
 
 /// Whether the daemon has done what it was started for; one pod's failure does not count.
 #[derive(Clone, Default)]
@@ -77,14 +77,17 @@ async fn bind(
     what: &'static str,
     field: &'static str,
 ) -> Result<TcpListener, AdminError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| AdminError {
-            what,
-            field,
-            address,
-            source,
-        })
+    let mut bound = TcpListener::bind(address).await;
+    // All addresses, also where IPv6 is switched off.
+    if address.ip() == Ipv6Addr::UNSPECIFIED && bound.as_ref().is_err_and(socket::no_ipv6) {
+        bound = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+    }
+    bound.map_err(|source| AdminError {
+        what,
+        field,
+        address,
+        source,
+    })
 }
 
 fn serve(listener: TcpListener, router: Router) {

@@ -1,6 +1,11 @@
 //! Capture: how a pod's connections come to the proxy. Backends: [`ebpf`], [`netfilter`], [`none`].
 
-use std::{error::Error, os::fd::BorrowedFd, path::Path, sync::Arc};
+use std::{
+    error::Error,
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     config::{Backend, CaptureConfig},
@@ -140,6 +145,11 @@ pub enum CaptureError {
     NotInBuild,
     #[error("capture needs a cgroup of the daemon's own")]
     NoCgroup,
+    #[error(
+        "the daemon's cgroup {} is the pod's: the daemon would capture itself; give it one below the pod's, beside the app's",
+        .0.display()
+    )]
+    CapturesItself(PathBuf),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     #[error(transparent)]

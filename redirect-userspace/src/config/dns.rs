@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{
     DnsConfig,
-    read::{boolean, count, duration},
+    read::boolean,
+    sections::{count, duration},
 };
 use crate::document::Fields;
 

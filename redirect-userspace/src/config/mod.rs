@@ -1,8 +1,10 @@
 //! The daemon's configuration, resolved once from file, environment and flags.
 
+mod clashes;
 mod dns;
 mod pods;
 mod read;
+mod sections;
 
 #[cfg(test)]
 mod tests;
@@ -159,6 +161,9 @@ pub struct CaptureConfig {
     pub bpffs: PathBuf,
     /// The cgroup v2 directory that the daemon moves itself to; `None` means: keep its own if it is alone there, else make one.
     pub cgroup: Option<PathBuf>,
+    /// In dedicated mode, with rules: the proxy is exempt by this user id, which whoever may change users can take. `None`: by
+    /// its cgroup.
+    pub exempt_uid: Option<u32>,
     /// One ring-buffer event per decision, logged at `info` by the target `redirect::capture::event`.
     pub events: bool,
     /// Let go of the pods when the daemon ends.

@@ -1,30 +1,43 @@
 //! The part `pods`.
 
 use std::{
-    collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use ipnet::IpNet;
+use redirect_common::ports::IN_POD;
 
-use super::read::{absolute, boolean};
+use super::{
+    Mode,
+    clashes::Seen,
+    read::{absolute, boolean},
+};
 use crate::{
     document::{Fields, Node},
     identity::{Identity, spiffe::check_segment},
-    pod::{OnProxyFailure, Pod, PodOptions, PodUid},
+    pod::{CgroupOnly, OnProxyFailure, Pod, PodOptions, PodUid},
 };
 
-pub(super) fn read(list: &Node<'_>, trust_domain: &str) -> Vec<Pod> {
+/// The daemon's own network namespace.
+const OWN_NETNS: &str = "/proc/self/ns/net";
+
+pub(super) fn read(list: &Node<'_>, trust_domain: &str, mode: Mode) -> Vec<Pod> {
     let mut seen = Seen::default();
-    list.each(|node| {
-        let pod = read_pod(node, trust_domain)?;
+    let pods = list.each(|node| {
+        let pod = read_pod(node, trust_domain, mode)?;
         seen.check(node, &pod);
         Some(pod)
-    })
+    });
+    if mode == Mode::Dedicated && list.list().len() != 1 {
+        list.fail::<()>(
+            "in dedicated mode there is exactly one pod: the one that the daemon runs in",
+        );
+    }
+    pods
 }
 
-fn read_pod(node: &Node<'_>, trust_domain: &str) -> Option<Pod> {
+fn read_pod(node: &Node<'_>, trust_domain: &str, mode: Mode) -> Option<Pod> {
     let mut fields = node.fields()?;
     let f = &mut fields;
     let name = segment(f, "name", "pod name");
@@ -33,14 +46,27 @@ fn read_pod(node: &Node<'_>, trust_domain: &str) -> Option<Pod> {
     let uid = f
         .optional("uid")
         .map(|node| node.checked(|text| check_uid(text).map(|()| text.to_owned())));
-    let netns = f.required("netns").and_then(|node| absolute(&node));
+    let services = f.optional("cgroupOnly");
+    let netns = match (mode, &services) {
+        (Mode::Shared | Mode::Node, None) => f.required("netns"),
+        (Mode::Dedicated, _) | (_, Some(_)) => f.optional("netns"),
+    };
+    let netns_is_missing = netns.is_none() && mode != Mode::Dedicated && services.is_none();
+    let netns = netns.map_or(Some(OWN_NETNS.into()), |node| absolute(&node));
     let cgroup = f
         .required("cgroup")
         .and_then(|node| absolute(&node))
         .map(normal);
     let ips = f.required("ips").map(|list| ips(&list));
+    let cgroup_only = services.map(|node| cgroup_only(&node, ips.as_deref().unwrap_or_default()));
+    if let Some(only) = &cgroup_only {
+        check_shared(f, only.is_some() && mode == Mode::Dedicated);
+    }
     let options = options(f, cgroup.as_deref());
     fields.end();
+    if netns_is_missing {
+        return None;
+    }
     let (name, namespace, account) = (name?, namespace?, account?);
     let identity = Identity::new(trust_domain, namespace, account)
         .map_err(|e| node.fail::<()>(e.to_string()))
@@ -53,9 +79,60 @@ fn read_pod(node: &Node<'_>, trust_domain: &str) -> Option<Pod> {
         netns: netns?,
         cgroup: cgroup?,
         ips: ips?,
-        cgroup_only: None,
+        cgroup_only: match cgroup_only {
+            Some(only) => Some(only?),
+            None => None,
+        },
         options,
     })
+}
+
+/// What a workload serves that shares its network namespace with others.
+fn cgroup_only(node: &Node<'_>, ips: &[IpAddr]) -> Option<CgroupOnly> {
+    let mut fields = node.fields()?;
+    let inbound = fields.optional("inbound").map(|list| {
+        list.each(|node| {
+            let service: SocketAddr = node.parsed("an address such as 10.0.0.1:8080")?;
+            let service = SocketAddr::new(service.ip().to_canonical(), service.port());
+            if service.port() == 0 || IN_POD.contains(&service.port()) {
+                return node.fail(format!("port {} is not one to serve on", service.port()));
+            }
+            match ips.contains(&service.ip()) {
+                true => Some(service),
+                false => node.fail(format!("{} is not among the workload's ips", service.ip())),
+            }
+        })
+    });
+    fields.end();
+    Some(CgroupOnly {
+        inbound: inbound.unwrap_or_default(),
+    })
+}
+
+/// Options about a network namespace or its interface, which are not one workload's to have where it shares them.
+fn check_shared(f: &mut Fields<'_>, dedicated: bool) {
+    const NEED_A_NAMESPACE: [&str; 10] = [
+        "excludeInboundPorts",
+        "excludeInboundCidrs",
+        "includeInboundPorts",
+        "includeInboundCidrs",
+        "bypassInbound",
+        "probePorts",
+        "refuseUdp",
+        "refuseSctp",
+        "allowForwarding",
+        "resetOlderConnections",
+    ];
+    for field in NEED_A_NAMESPACE {
+        if let Some(node) = f.optional(field) {
+            node.fail::<()>(
+                "is not for a workload with cgroupOnly: it needs a network namespace of its own",
+            );
+        }
+    }
+    if dedicated {
+        f.fail("cgroupOnly is not for dedicated mode, in which the daemon is in the pod's own namespace");
+    }
 }
 
 fn options(f: &mut Fields<'_>, cgroup: Option<&Path>) -> PodOptions {
@@ -177,57 +254,6 @@ fn exempt_cgroup(node: &Node<'_>, pod: Option<&Path>) -> Option<PathBuf> {
 }
 
 /// Without doubled and trailing slashes, so that one directory has one spelling.
-fn normal(path: PathBuf) -> PathBuf {
+pub(super) fn normal(path: PathBuf) -> PathBuf {
     path.components().collect()
-}
-
-/// What earlier pods took.
-#[derive(Default)]
-struct Seen {
-    uids: HashMap<PodUid, String>,
-    netns: HashMap<PathBuf, String>,
-    cgroups: Vec<(PathBuf, String)>,
-    ips: HashMap<IpAddr, String>,
-}
-
-impl Seen {
-    fn check(&mut self, node: &Node<'_>, pod: &Pod) {
-        let here = || node.path.clone();
-        if let Some(other) = self.uids.insert(pod.uid.clone(), here()) {
-            node.fail_at("uid", format!("{} is that of {other}, too", pod.uid));
-        }
-        if let Some(other) = self.netns.insert(normal(pod.netns.clone()), here()) {
-            node.fail_at(
-                "netns",
-                format!("{} is that of {other}, too", pod.netns.display()),
-            );
-        }
-        // One inside the other would be captured twice.
-        let clash = self
-            .cgroups
-            .iter()
-            .find(|(path, _)| path.starts_with(&pod.cgroup) || pod.cgroup.starts_with(path));
-        if let Some((path, other)) = clash {
-            let what = if *path == pod.cgroup {
-                "is that of"
-            } else {
-                "is inside, or around, that of"
-            };
-            node.fail_at(
-                "cgroup",
-                format!("{} {what} {other}, too", pod.cgroup.display()),
-            );
-        }
-        self.cgroups.push((pod.cgroup.clone(), here()));
-        for ip in &pod.ips {
-            if let Some(other) = self.ips.insert(*ip, here()) {
-                let what = if other == node.path {
-                    "is given twice".to_owned()
-                } else {
-                    format!("is that of {other}, too")
-                };
-                node.fail_at("ips", format!("{ip} {what}"));
-            }
-        }
-    }
 }

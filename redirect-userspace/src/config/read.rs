@@ -5,8 +5,9 @@ use std::{num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    AdminConfig, Backend, CaptureConfig, Config, Flags, HboneConfig, Host, IdentityConfig,
-    IptablesVariant, LogConfig, LogFormat, Mode, ProxyConfig, dns, pods,
+    Backend, CaptureConfig, Config, Flags, Host, IdentityConfig, IptablesVariant, LogConfig,
+    LogFormat, Mode, dns, pods,
+    sections::{admin, hbone, proxy},
 };
 use crate::{
     document::{Fields, Mistake, Mistakes, Node, Value},
@@ -14,8 +15,6 @@ use crate::{
 };
 
 const MAX_WORKERS: usize = 1024;
-/// RFC 9113, section 6.9.1.
-const MAX_WINDOW: u64 = (1 << 31) - 1;
 
 pub(super) fn read(value: &Value, host: &Host, flags: &Flags) -> Result<Config, Vec<Mistake>> {
     let mistakes = Mistakes::default();
@@ -70,12 +69,19 @@ impl Reader<'_> {
         let hbone = section(f, "hbone", hbone);
         let dns = section(f, "dns", dns::read);
         let identity = f.required("identity").and_then(|node| self.identity(&node));
-        let admin = section(f, "admin", admin);
+        let mode = capture
+            .as_ref()
+            .map_or(Mode::Shared, |capture| capture.mode);
+        let admin = section(f, "admin", |f| admin(f, mode));
         let log = self.log();
         let mut pods = match (f.optional("pods"), &trust_domain) {
-            (Some(list), Some(trust_domain)) => pods::read(&list, trust_domain),
+            (Some(list), Some(trust_domain)) => pods::read(&list, trust_domain, mode),
             // The trust domain's mistake is known; the pods' shall be, too.
-            (Some(list), None) => pods::read(&list, "cluster.local"),
+            (Some(list), None) => pods::read(&list, "cluster.local", mode),
+            (None, _) if mode == Mode::Dedicated => {
+                self.fail::<()>("pods", "is missing: dedicated mode captures exactly one");
+                Vec::new()
+            }
             (None, _) => Vec::new(),
         };
         if dns.as_ref().is_some_and(|dns| !dns.enabled) {
@@ -165,6 +171,15 @@ impl Reader<'_> {
             .optional("bpffs")
             .map_or(Some("/sys/fs/bpf".into()), |node| absolute(&node));
         let cgroup = f.optional("cgroup").and_then(|node| absolute(&node));
+        let exempt_uid = f.optional("exemptUid").and_then(|node| {
+            let by_rules = !matches!(backend, Some(Backend::Ebpf | Backend::None));
+            match mode == Some(Mode::Dedicated) && by_rules {
+                true => node.integer(0..=u32::MAX),
+                false => node.fail(
+                    "only in dedicated mode and with rules: otherwise the proxy is exempt by its cgroup, which nobody can forge",
+                ),
+            }
+        });
         let events = boolean(f, "events", false);
         let detach = boolean(f, "detachOnExit", false);
         Some(CaptureConfig {
@@ -174,6 +189,7 @@ impl Reader<'_> {
             leak_guard,
             bpffs: bpffs?,
             cgroup,
+            exempt_uid,
             events,
             detach_on_exit: detach || self.flags.detach_on_exit,
         })
@@ -321,84 +337,7 @@ fn section<'a, T>(
     value
 }
 
-fn proxy(f: &mut Fields<'_>) -> ProxyConfig {
-    ProxyConfig {
-        hold: duration(f, "hold", true, Duration::from_secs(5)),
-        connect_timeout: duration(f, "connectTimeout", false, Duration::from_secs(5)),
-        drain: duration(f, "drain", true, Duration::from_secs(30)),
-        max_connections_per_pod: count(f, "maxConnectionsPerPod", 20_000, 1_000_000),
-    }
-}
-
-fn hbone(f: &mut Fields<'_>) -> Option<HboneConfig> {
-    // Less than the protocol's initial window cannot be announced before the peer may have used that one.
-    let window = f
-        .optional("streamWindow")
-        .map_or(Some(2 << 20), |node| node.size(65_535..=MAX_WINDOW));
-    let streams = count(f, "maxStreamsPerTunnel", 100, 10_000);
-    if let Some(window) = window
-        && window * streams as u64 > MAX_WINDOW
-    {
-        // What we receive on a tunnel is bounded by its streams' windows together, so that no stream stops another.
-        f.fail(format!(
-            "streamWindow ({window}) times maxStreamsPerTunnel ({streams}) is more than HTTP/2's largest window, {MAX_WINDOW}"
-        ));
-    }
-    let ping_interval = duration(f, "pingInterval", false, Duration::from_secs(10));
-    let config = HboneConfig {
-        stream_window: 0,
-        max_streams_per_tunnel: u32::try_from(streams).ok()?,
-        max_tunnels_per_peer: count(f, "maxTunnelsPerPeer", 64, 65_536),
-        max_inbound_tunnels: count(f, "maxInboundTunnels", 1024, 1_000_000),
-        max_handshakes_per_source: count(f, "maxHandshakesPerSource", 64, 65_536),
-        handshake_timeout: duration(f, "handshakeTimeout", false, Duration::from_secs(10)),
-        ping_interval,
-        ping_timeout: duration(f, "pingTimeout", false, Duration::from_secs(20)),
-        idle_timeout: duration(f, "idleTimeout", false, Duration::from_secs(300)),
-    };
-    Some(HboneConfig {
-        stream_window: u32::try_from(window?).ok()?,
-        ..config
-    })
-}
-
-fn admin(f: &mut Fields<'_>) -> Option<AdminConfig> {
-    let address = |f: &mut Fields<'_>, name, port| match f.raw(name) {
-        Some(node) if node.is_null() => None,
-        Some(node) => node.parsed("an address such as 127.0.0.1:15020"),
-        None => Some(([127, 0, 0, 1], port).into()),
-    };
-    let config = AdminConfig {
-        metrics: address(f, "metrics", 15020),
-        readiness: address(f, "readiness", 15021),
-    };
-    match (config.metrics, config.readiness) {
-        (Some(a), Some(b)) if a == b && a.port() != 0 => {
-            f.fail(format!("metrics and readiness are both at {a}"))
-        }
-        _ => {}
-    }
-    Some(config)
-}
-
-/// The readers below give the default in place of a wrong value: its mistake is noted, and reading can go on.
-pub(super) fn duration(
-    f: &mut Fields<'_>,
-    name: &'static str,
-    zero: bool,
-    default: Duration,
-) -> Duration {
-    f.optional(name)
-        .and_then(|node| node.duration(zero))
-        .unwrap_or(default)
-}
-
-pub(super) fn count(f: &mut Fields<'_>, name: &'static str, default: usize, most: u32) -> usize {
-    f.optional(name)
-        .and_then(|node| node.integer(1..=most))
-        .map_or(default, |n| n as usize)
-}
-
+/// Gives the default in place of a wrong value: its mistake is noted, and reading can go on.
 pub(super) fn boolean(f: &mut Fields<'_>, name: &'static str, default: bool) -> bool {
     f.optional(name)
         .and_then(|node| node.boolean())

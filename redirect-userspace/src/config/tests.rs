@@ -1,3 +1,4 @@
+mod modes;
 mod properties;
 
 use std::net::IpAddr;
@@ -62,6 +63,7 @@ fn the_defaults_are_those_of_the_manual() {
             leak_guard: true,
             bpffs: "/sys/fs/bpf".into(),
             cgroup: None,
+            exempt_uid: None,
             events: false,
             detach_on_exit: false,
         },
@@ -166,6 +168,7 @@ fn every_field_is_read() {
         leak_guard: true,
         bpffs: "/bpf".into(),
         cgroup: Some("/cg/me".into()),
+        exempt_uid: None,
         events: true,
         detach_on_exit: true,
     };

@@ -57,6 +57,13 @@ impl Cgroup {
         })
     }
 
+    /// Whether this is `other`, or below it.
+    pub fn is_in(&self, other: &Self) -> bool {
+        let device = |path: &Path| fs::metadata(path).map(|of| (of.dev(), of.ino()));
+        let other = device(&other.path).ok();
+        other.is_some() && self.path.ancestors().any(|path| device(path).ok() == other)
+    }
+
     fn processes(&self) -> Result<Vec<u32>, CgroupError> {
         let path = self.path.join("cgroup.procs");
         let text = fs::read_to_string(&path).map_err(|source| CgroupError::Io {

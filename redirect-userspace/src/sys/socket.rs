@@ -49,7 +49,8 @@ pub fn listen(netns: &Netns, port: u16) -> io::Result<std::net::TcpListener> {
     })?
 }
 
-pub(super) fn no_ipv6(error: &io::Error) -> bool {
+/// Whether a bind failed because IPv6 is switched off.
+pub fn no_ipv6(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(nix::libc::EAFNOSUPPORT | nix::libc::EADDRNOTAVAIL)

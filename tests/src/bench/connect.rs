@@ -78,13 +78,13 @@ pub fn round(stage: &Stage) -> Result<Vec<(Variant, Part)>> {
 }
 
 /// A process that times its connects to one address.
-struct Timer {
+pub(super) struct Timer {
     process: Process,
     read: usize,
 }
 
 impl Timer {
-    fn start(mut command: Command, to: SocketAddr) -> Result<Self> {
+    pub(super) fn start(mut command: Command, to: SocketAddr) -> Result<Self> {
         command.args(["helper", "connect", &to.to_string()]);
         let mut timer = Self {
             process: Process::spawn(format!("connect to {to}"), command),
@@ -95,7 +95,7 @@ impl Timer {
     }
 
     /// Microseconds of each of `count` connects.
-    fn time(&mut self, count: usize) -> Result<Vec<f64>> {
+    pub(super) fn time(&mut self, count: usize) -> Result<Vec<f64>> {
         self.process.write(&format!("{count}\n"));
         let limit = std::time::Duration::from_secs(20);
         let parse = |line: &str| serde_json::from_str::<Timed>(line).ok();
@@ -112,10 +112,10 @@ impl Timer {
 }
 
 /// A process that does not run until this is dropped.
-struct Stopped(Pid);
+pub(super) struct Stopped(Pid);
 
 impl Stopped {
-    fn new(pid: u32) -> Result<Self> {
+    pub(super) fn new(pid: u32) -> Result<Self> {
         let pid = Pid::from_raw(pid.cast_signed());
         kill(pid, Signal::SIGSTOP).context("cannot stop the daemon")?;
         Ok(Self(pid))

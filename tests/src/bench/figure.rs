@@ -44,6 +44,17 @@ pub enum Group {
     Connect,
     /// Resident memory at rest and with idle connections.
     Memory,
+    /// The ways of capture beside each other.
+    Backends,
+    /// DNS queries through the proxy, and past it.
+    Dns,
+}
+
+impl Group {
+    /// Whether it is part of the table with all variants.
+    pub fn is_of_variants(self) -> bool {
+        !matches!(self, Self::Backends | Self::Dns)
+    }
 }
 
 /// A bound on redirect's median.

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::dns;
 use anyhow::{Context, Result};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
@@ -35,6 +36,15 @@ pub enum Helper {
     Hold {
         address: SocketAddr,
         connections: usize,
+    },
+    /// Answer each DNS query at once.
+    Resolve { address: SocketAddr },
+    /// Ask a DNS server, with so many queries under way.
+    Ask {
+        address: SocketAddr,
+        name: String,
+        seconds: u32,
+        in_flight: usize,
     },
     /// Per number on standard input, time so many calls of `connect()`.
     Connect { address: SocketAddr },
@@ -68,6 +78,13 @@ pub fn run(helper: &Helper) -> Result<()> {
         .context("no runtime")?;
     let local = tokio::task::LocalSet::new();
     match *helper {
+        Helper::Resolve { address } => dns::resolve_here(address),
+        Helper::Ask {
+            address,
+            ref name,
+            seconds,
+            in_flight,
+        } => say(&dns::ask_here(address, name, seconds, in_flight)?),
         Helper::Serve { address } => local.block_on(&runtime, serve(address)),
         Helper::Churn {
             address,

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Connections that `churn` has under way at a time.
-const CHURNING: usize = 16;
+pub(super) const CHURNING: usize = 16;
 
 #[derive(Clone, Copy, Debug)]
 pub enum Load {
@@ -249,7 +249,7 @@ fn helper(stage: &Stage, variant: Variant, seconds: u32) -> Result<Churned> {
 }
 
 /// Standard output of a program that succeeds. iperf3 and wrk report some failures only there.
-fn output(command: &mut Command) -> Result<String> {
+pub(super) fn output(command: &mut Command) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("cannot run {command:?}"))?;

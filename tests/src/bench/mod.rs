@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 mod apps;
 mod connect;
 mod cpu;
+mod dns;
 mod figure;
 mod haproxy;
 pub mod helper;
@@ -19,6 +20,7 @@ mod quiet;
 mod report;
 mod samples;
 mod stage;
+mod ways;
 
 use figure::Group;
 use load::Load;
@@ -96,11 +98,23 @@ pub fn run(options: &Options) -> Result<()> {
         options.rounds > 0 && options.seconds > 0,
         "--rounds and --seconds begin at 1"
     );
+    let mut quiet = Quiet::new(options.patience());
+    let mut report = serde_json::Map::new();
+    if options.only.is_empty() || options.only.iter().any(|group| group.is_of_variants()) {
+        report.insert("variants".to_owned(), variants(options, &mut quiet)?);
+    }
+    if options.wants(Group::Backends) || options.wants(Group::Dns) {
+        report.insert("ways".to_owned(), ways::run(options, &mut quiet)?);
+    }
+    report::write_json(report.into(), options)
+}
+
+/// What redirect costs beside others.
+fn variants(options: &Options, quiet: &mut Quiet) -> Result<serde_json::Value> {
     let variants = options.variants();
     println!("bench: setting the stage");
     let stage = Stage::start(&variants, options.access_log, options.workers)?;
     let mut samples = Samples::default();
-    let mut quiet = Quiet::new(options.patience());
     if options.wants(Group::Memory) {
         memory::measure(&stage, &variants, options.idle_connections(), &mut samples)?;
     }
@@ -123,8 +137,8 @@ pub fn run(options: &Options) -> Result<()> {
                 .for_each(|(variant, part)| part.add_to(&mut samples, variant));
         }
     }
-    report::print(&samples, &variants, &stage, &quiet, options);
-    report::write_json(&samples, &stage, &quiet, options)
+    report::print(&samples, &variants, &stage, quiet, options);
+    Ok(report::json(&samples, &stage, quiet, options))
 }
 
 /// The variants, another one first in each round: what runs after an idle pause is not always the same.

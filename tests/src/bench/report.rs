@@ -106,12 +106,7 @@ fn met(samples: &Samples, target: &Target) -> Option<bool> {
         .kept(value, |variant| samples.median(target.figure, variant))
 }
 
-pub fn write_json(
-    samples: &Samples,
-    stage: &Stage,
-    quiet: &Quiet,
-    options: &Options,
-) -> Result<()> {
+pub fn json(samples: &Samples, stage: &Stage, quiet: &Quiet, options: &Options) -> Value {
     let figures: Vec<Value> = samples
         .figures()
         .into_iter()
@@ -139,14 +134,17 @@ pub fn write_json(
             })
         })
         .collect();
-    let report = json!({
+    json!({
         "about": stage.about,
         "rounds": options.rounds(),
         "seconds": options.seconds(),
         "runs": quiet.runs,
         "noisy_runs": quiet.noisy,
         "figures": figures,
-    });
+    })
+}
+
+pub fn write_json(report: Value, options: &Options) -> Result<()> {
     let path = &options.json;
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;

@@ -32,12 +32,7 @@ impl Samples {
 
     /// Half of the distance between the least and the greatest value, as a share of the median.
     pub fn spread(&self, figure: Figure, variant: Variant) -> Option<f64> {
-        let values = self.values(figure, variant)?;
-        let (least, greatest) = values.iter().fold((f64::MAX, f64::MIN), |(l, g), value| {
-            (l.min(*value), g.max(*value))
-        });
-        let median = median(values).filter(|median| *median != 0.0)?;
-        Some((greatest - least) / 2.0 / median)
+        spread(self.values(figure, variant)?)
     }
 
     pub fn values(&self, figure: Figure, variant: Variant) -> Option<&[f64]> {
@@ -50,6 +45,15 @@ impl Samples {
         figures.dedup();
         figures
     }
+}
+
+/// Half of the distance between the least and the greatest value, as a share of the median; `None` if that is nothing.
+pub fn spread(values: &[f64]) -> Option<f64> {
+    let (least, greatest) = values.iter().fold((f64::MAX, f64::MIN), |(l, g), value| {
+        (l.min(*value), g.max(*value))
+    });
+    let median = median(values).filter(|median| *median != 0.0)?;
+    Some((greatest - least) / 2.0 / median)
 }
 
 /// The middle value, or the mean of the two in the middle; `None` if there is none.

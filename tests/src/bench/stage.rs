@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     net::SocketAddr,
     process::{Child, Command, Stdio},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -15,7 +16,9 @@ use super::{
     apps::{App, EXCLUDED_PORT, echo, serve},
     haproxy::{self, Pair},
 };
-use crate::{DaemonSpec, Metrics, Node, Pod, Process, Testbed, get, wait_until};
+use crate::{
+    DaemonSpec, Metrics, Node, Pod, Process, RunId, Testbed, get, testbed::lock, wait_until,
+};
 
 /// A way from the client to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
@@ -70,7 +73,7 @@ pub struct Ends {
 }
 
 /// A daemon whose log goes to a file: read line by line it would take part in what is measured.
-struct Running(Child);
+pub(super) struct Running(Child);
 
 impl Stage {
     pub fn start(variants: &[Variant], access_log: bool, workers: usize) -> Result<Self> {
@@ -179,7 +182,11 @@ impl Stage {
 }
 
 impl Running {
-    fn start(spec: &DaemonSpec, node: &Node, access_log: bool) -> Result<Self> {
+    pub(super) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub(super) fn start(spec: &DaemonSpec, node: &Node, access_log: bool) -> Result<Self> {
         let log = node.directory().join("daemon.log");
         let mut command = spec.ready_command();
         let filter = if access_log {
@@ -258,17 +265,26 @@ fn versions() -> String {
 }
 
 /// Ctrl-C and SIGTERM remove the testbed, since they skip its `Drop`.
-fn end_on_signal(bed: &Testbed) {
+pub(super) fn end_on_signal(bed: &Testbed) {
+    static BEDS: Mutex<Vec<RunId>> = Mutex::new(Vec::new());
     use nix::sys::signal::{SigSet, Signal};
 
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
     signals.thread_block().expect("masks this thread's signals");
-    let id = bed.id().clone();
+    let mut beds = lock(&BEDS);
+    beds.push(bed.id().clone());
+    if beds.len() > 1 {
+        return;
+    }
     std::thread::spawn(move || {
         if signals.wait().is_ok() {
-            crate::leftovers::remove(&id)
+            let failed = lock(&BEDS)
+                .iter()
+                .flat_map(crate::leftovers::remove)
+                .collect::<Vec<_>>();
+            failed
                 .iter()
                 .for_each(|failure| eprintln!("cleaning up: {failure}"));
             std::process::exit(130);
@@ -277,7 +293,7 @@ fn end_on_signal(bed: &Testbed) {
 }
 
 /// The sysctls that make runs comparable: BBR paces, and short-lived connections use up ports that wait in TIME_WAIT.
-fn tune(pod: &Pod) {
+pub(super) fn tune(pod: &Pod) {
     for (key, value) in [
         ("net.ipv4.tcp_congestion_control", "reno"),
         ("net.ipv4.tcp_tw_reuse", "1"),

@@ -207,6 +207,7 @@ pub fn load(bpffs: &Path, cgroup: &Path) -> EbpfCapture {
         leak_guard: true,
         bpffs: bpffs.to_owned(),
         cgroup: None,
+        exempt_uid: None,
         events: false,
         detach_on_exit: false,
     };

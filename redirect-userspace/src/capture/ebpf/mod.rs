@@ -43,6 +43,8 @@ type PodNames = Arc<RwLock<HashMap<u64, PodUid>>>;
 
 pub struct EbpfCapture {
     object: Object,
+    /// The daemon's.
+    own: Cgroup,
     pins: Pins,
     tables: Tables,
     resolver: Arc<AcceptedSockets>,
@@ -76,9 +78,11 @@ impl EbpfCapture {
         )?);
         let dns = Arc::new(DnsMap::open(&pins.map(names::DNS))?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
-        links::attach_proxy(&object, &pins, &Cgroup::open(cgroup)?, &PROXY_HOOKS)?;
+        let own = Cgroup::open(cgroup)?;
+        links::attach_proxy(&object, &pins, &own, &PROXY_HOOKS)?;
         Ok(Self {
             object,
+            own,
             pins,
             tables,
             resolver,
@@ -89,6 +93,16 @@ impl EbpfCapture {
             numbers,
             netns: HashMap::new(),
         })
+    }
+}
+
+impl EbpfCapture {
+    /// The daemon's own cgroup where it is below the pod's, as that of a proxy in the pod: its connections are not captured.
+    fn own_in(&self, pod: &Cgroup) -> Result<Option<u64>, CaptureError> {
+        if self.own.id == pod.id {
+            return Err(CaptureError::CapturesItself(pod.path.clone()));
+        }
+        Ok(self.own.is_in(pod).then_some(self.own.id))
     }
 }
 
@@ -110,7 +124,8 @@ impl Capture for EbpfCapture {
             .exempt_cgroups
             .iter()
             .map(|path| Cgroup::open(path).map(|cgroup| cgroup.id));
-        let exempt = exempt.collect::<Result<Vec<_>, _>>()?;
+        let mut exempt = exempt.collect::<Result<Vec<_>, _>>()?;
+        exempt.extend(self.own_in(&cgroup)?);
         route::add(netns, &pod.ips)?;
         // First what the programs need to know, then the programs.
         let is_new = !self.tables.has(netns_cookie);

@@ -83,7 +83,7 @@ impl Tables {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(pod, number, dns);
+        let entry = entry(pod, number, !exempt.is_empty(), dns);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
@@ -223,7 +223,7 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(pod: &Pod, number: u32, dns: bool) -> PodEntry {
+fn entry(pod: &Pod, number: u32, has_exempt: bool, dns: bool) -> PodEntry {
     let first = |want_v4: bool| {
         pod.ips
             .iter()
@@ -241,10 +241,7 @@ fn entry(pod: &Pod, number: u32, dns: bool) -> PodEntry {
             !options.exclude_outbound_cidrs.is_empty(),
             pod_flags::EXCLUDED_NETS,
         ),
-        (
-            !options.exempt_cgroups.is_empty(),
-            pod_flags::EXEMPT_CGROUPS,
-        ),
+        (has_exempt, pod_flags::EXEMPT_CGROUPS),
         (
             options.capture_metadata_address,
             pod_flags::CAPTURE_METADATA,

@@ -84,7 +84,7 @@ prop_compose! {
             workers: NonZeroUsize::new(workers).unwrap(),
             capture: CaptureConfig {
                 backend: if ebpf { Backend::Ebpf } else { Backend::None },
-                mode: Mode::Shared, iptables: IptablesVariant::Auto, leak_guard: true, bpffs, cgroup, events, detach_on_exit,
+                mode: Mode::Shared, iptables: IptablesVariant::Auto, leak_guard: true, bpffs, cgroup, exempt_uid: None, events, detach_on_exit,
             },
             proxy: ProxyConfig { hold: ms(hold), connect_timeout: ms(connect), drain: ms(drain), max_connections_per_pod },
             hbone: HboneConfig {
