@@ -73,6 +73,34 @@ fn pins_exist() -> bool {
         .any(|point| PathBuf::from(point).join("redirect").exists())
 }
 
+/// What capture would leave in the machine's own network namespace, where no test may capture anything: rules, routing rules
+/// and programs with our names.
+pub fn in_own_namespace() -> Vec<String> {
+    let mut found = Vec::new();
+    for (command, marks) in [
+        ("nft list tables", &["redirect"][..]),
+        ("iptables-nft-save", &["REDIRECT_", "ISTIO_"]),
+        ("ip6tables-nft-save", &["REDIRECT_", "ISTIO_"]),
+        ("iptables-legacy-save", &["REDIRECT_", "ISTIO_"]),
+        ("ip6tables-legacy-save", &["REDIRECT_", "ISTIO_"]),
+        ("ip rule", &["fwmark 0x111/0xfff"]),
+        ("ip -6 rule", &["fwmark 0x111/0xfff"]),
+        ("bpftool net show", &["rdr_"]),
+    ] {
+        let (program, args) = command.split_once(' ').unwrap_or((command, ""));
+        // Where a program is not there, it has made nothing.
+        let Ok(output) = Command::new(program).args(args.split_whitespace()).output() else {
+            continue;
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        let ours = text
+            .lines()
+            .filter(|line| marks.iter().any(|mark| line.contains(mark)));
+        found.extend(ours.map(|line| format!("{command}: {}", line.trim())));
+    }
+    found
+}
+
 /// Removes everything of dead makers; returns what could not be removed.
 pub fn sweep() -> Vec<String> {
     ids()

@@ -32,6 +32,7 @@ pub struct Mesh {
 /// Differences from the plain scenario.
 pub struct MeshBuilder {
     config_a: Value,
+    config_a_of: Vec<NodeConfig>,
     config_b: Value,
     client: Vec<PodOptions>,
     server: Value,
@@ -39,6 +40,7 @@ pub struct MeshBuilder {
     mode: Mode,
 }
 
+type NodeConfig = Box<dyn FnOnce(&Node) -> Value>;
 type PodOptions = Box<dyn FnOnce(&Pod) -> Value>;
 
 impl Mesh {
@@ -51,6 +53,7 @@ impl Mesh {
     pub fn builder() -> MeshBuilder {
         MeshBuilder {
             config_a: json!({}),
+            config_a_of: Vec::new(),
             config_b: json!({}),
             client: Vec::new(),
             server: json!({}),
@@ -70,6 +73,13 @@ impl MeshBuilder {
     #[must_use]
     pub fn config_a(mut self, fields: Value) -> Self {
         merge(&mut self.config_a, fields);
+        self
+    }
+
+    /// Configuration of the client's daemon that names something of the node, which exists when `fields` is called.
+    #[must_use]
+    pub fn config_a_of(mut self, fields: impl FnOnce(&Node) -> Value + 'static) -> Self {
+        self.config_a_of.push(Box::new(fields));
         self
     }
 
@@ -139,11 +149,15 @@ impl MeshBuilder {
         self.client
             .into_iter()
             .for_each(|options| merge(&mut client_options, options(&client)));
+        let mut config_a = self.config_a;
+        self.config_a_of
+            .into_iter()
+            .for_each(|fields| merge(&mut config_a, fields(&a)));
         let spec = |node: &Node, pod: &Pod| match self.mode {
             Mode::Dedicated => pod.daemon(),
             Mode::Shared | Mode::Node => node.daemon(),
         };
-        let daemon_a = start(spec(&a, &client), &client, client_options, self.config_a);
+        let daemon_a = start(spec(&a, &client), &client, client_options, config_a);
         let daemon_b = start(spec(&b, &server), &server, self.server, self.config_b);
         Mesh {
             daemon_a,

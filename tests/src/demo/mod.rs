@@ -8,6 +8,7 @@ mod pcap;
 mod show;
 mod speed;
 mod stage;
+mod ways;
 
 use std::process::ExitCode;
 
@@ -50,7 +51,15 @@ const STEPS: &[Step] = &[
         carry::curl_and_nginx,
     ),
     ("Many connections share one tunnel", carry::shared_tunnel),
+    (
+        "The same call from a pod that nftables captures",
+        ways::by_netfilter,
+    ),
     ("A refusal arrives as one", fail::refusal),
+    (
+        "A client in plaintext is denied by policy",
+        ways::plaintext_denied,
+    ),
     (
         "Another trust domain's certificate gets nowhere",
         fail::wrong_trust_domain,

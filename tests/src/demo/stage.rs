@@ -8,7 +8,7 @@ use std::{
 use serde_json::json;
 
 use super::{Lines, interrupt::Interrupt};
-use crate::{App, Daemon, Node, Pod, Testbed, Wall, exchange::greeter};
+use crate::{App, Daemon, Node, Pod, Testbed, Wall, Workloads, exchange::greeter};
 
 pub const PORT: u16 = 8080;
 pub const VIP: &str = "10.96.0.10:80";
@@ -26,6 +26,7 @@ pub struct Stage {
     pub a: Node,
     pub b: Node,
     pub took: Duration,
+    pub workloads: Workloads,
     // Last, so that it outlives what runs in it.
     pub bed: Testbed,
 }
@@ -42,13 +43,14 @@ impl Stage {
             // The kernel's default here may be BBR, whose pacing distorts figures over a veth.
             pod.sysctl("net.ipv4.tcp_congestion_control", "reno");
         }
-        bed.workloads()
+        let workloads = bed
+            .workloads()
             .hbone(&client)
             .hbone(&batch)
             .hbone(&web)
             .hbone(&api)
-            .service("shop", &["10.96.0.10"], 80, &[&web, &api], PORT)
-            .write();
+            .service("shop", &["10.96.0.10"], 80, &[&web, &api], PORT);
+        workloads.write();
         let daemon = |node: &Node, pods: [&Pod; 2]| {
             let spec = node
                 .daemon()
@@ -73,6 +75,7 @@ impl Stage {
             a,
             b,
             took,
+            workloads,
             bed,
         }
     }

@@ -105,8 +105,15 @@ const NETFILTER: &[Backend] = &[
 const EXCEPTIONS: &[Except] = &[
     Except {
         checks: &[],
-        modes: &[Mode::Dedicated, Mode::Node],
+        modes: &[Mode::Node],
         backends: &[],
+        families: &[],
+        why: "this mode is not there yet",
+    },
+    Except {
+        checks: &[],
+        modes: &[Mode::Dedicated],
+        backends: NETFILTER,
         families: &[],
         why: "this mode is not there yet",
     },
@@ -115,12 +122,33 @@ const EXCEPTIONS: &[Except] = &[
             "inbound captured",
             "inbound denied by policy",
             "dead: inbound refused",
+            "next daemon, inbound",
             "listeners",
         ],
         modes: &[],
         backends: &[],
         families: &[],
         why: "inbound capture is not there yet",
+    },
+    Except {
+        checks: &["probe", "probe of another port", "probe by somebody else"],
+        modes: &[],
+        backends: &[],
+        families: &[],
+        why: "probes are not there yet",
+    },
+    Except {
+        checks: &[
+            "DNS: a service",
+            "DNS: another name",
+            "DNS over TCP",
+            "dead: DNS unanswered",
+            "cleaned: DNS is direct",
+        ],
+        modes: &[],
+        backends: &[],
+        families: &[],
+        why: "DNS is not there yet",
     },
     Except {
         checks: &["metadata address"],
@@ -150,6 +178,12 @@ pub fn exception(way: Way, family: Family, check: &str) -> Option<&'static str> 
             && among(except.families, &family)
     };
     EXCEPTIONS.iter().find(fits).map(|except| except.why)
+}
+
+/// Whether `check` is made for any family of this way.
+pub fn is_made(way: Way, check: &str) -> bool {
+    let mut families = Family::ALL.into_iter();
+    families.any(|family| exception(way, family, check).is_none())
 }
 
 /// The outcomes, as a table per mode: a line per check, a column per backend, a mark per family.

@@ -1,9 +1,11 @@
 //! The scenery of one way of capture, and what it was before.
 
-use redirect_tests::{App, Mesh, Pod, exchange::greeter, state::State};
+use std::{fs, path::PathBuf};
+
+use redirect_tests::{App, Mesh, Node, Pod, exchange::greeter, state::State};
 use serde_json::json;
 
-use crate::matrix::{Family, Way};
+use crate::matrix::{Family, Way, is_made};
 
 /// Of the server, and of the pod that is in no mesh.
 pub const PORT: u16 = 8080;
@@ -19,6 +21,10 @@ pub const PROBED: u16 = 8086;
 pub const CLOSED: u16 = 9;
 /// The name of the policy in the log.
 pub const POLICY: &str = "not-these";
+
+/// What the mesh knows by name, and its address.
+pub const SERVICE: &str = "web.default.svc.cluster.local";
+pub const SERVICE_VIP: &str = "10.96.0.20";
 
 /// When a check is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +45,10 @@ impl Phase {
 pub struct Stage {
     pub way: Way,
     pub mesh: Mesh,
+    /// The DNS server of the pod that is in no mesh.
+    pub upstream: Option<App>,
+    /// The cgroup of whoever probes the client.
+    pub prober: PathBuf,
     _apps: Vec<App>,
     before: Vec<(&'static str, State)>,
 }
@@ -48,6 +58,14 @@ impl Stage {
         let mut before = Vec::new();
         let mesh = Mesh::builder()
             .way(way.backend, way.mode)
+            .config_a_of(move |node| match is_made(way, "probe") {
+                true => {
+                    let prober = prober(node);
+                    fs::create_dir(&prober).expect("make the prober's cgroup");
+                    json!({ "capture": { "probes": { "cgroups": [prober] } } })
+                }
+                false => json!({}),
+            })
             .client(json!({
                 "excludeOutboundPorts": [EXCLUDED],
                 "excludeOutboundCidrs": ["10.99.0.0/16", "fd00:99::/32"],
@@ -70,6 +88,7 @@ impl Stage {
         let condition = json!({ "destinationPorts": denied });
         mesh.workloads
             .clone()
+            .service("web", &[SERVICE_VIP], 80, &[&mesh.server], PORT)
             .policy(POLICY, "Deny", condition)
             .write();
         for daemon in [&mesh.daemon_a, &mesh.daemon_b] {
@@ -99,8 +118,15 @@ impl Stage {
                 apps.push(app);
             }
         }
+        let upstream = is_made(way, "DNS: a service").then(|| {
+            let upstream = mesh.outsider.app(["dns-serve"]);
+            upstream.event("listening");
+            upstream
+        });
         Self {
             way,
+            prober: prober(&mesh.a),
+            upstream,
             mesh,
             _apps: apps,
             before,
@@ -145,6 +171,10 @@ impl Stage {
 /// The port of the client's own app of a family: a socket for IPv6 takes IPv4 too, and so the port of both.
 pub fn own_port(family: Family, port: u16) -> u16 {
     family.pick(port + 100, port, port)
+}
+
+fn prober(node: &Node) -> PathBuf {
+    node.cgroup().join("kubelet.service")
 }
 
 fn own_ports(port: u16) -> [u16; 2] {

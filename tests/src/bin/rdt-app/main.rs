@@ -96,6 +96,7 @@ fn allow_many_files() {
 fn leftovers() -> anyhow::Result<()> {
     let mut found = leftovers::stale();
     found.extend(leftovers::orphan_programs());
+    found.extend(leftovers::in_own_namespace());
     found.iter().for_each(|line| println!("{line}"));
     anyhow::ensure!(
         found.is_empty(),
