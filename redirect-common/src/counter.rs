@@ -119,6 +119,28 @@ named! {
         Answered = "answered",
         /// Asked with a buffer that is too small.
         BadLength = "bad_length",
+        /// The proxy's own packet.
+        Proxy = "proxy",
+        /// Of a connection that capture let pass.
+        Known = "known",
+        /// A segment without data that opens nothing: the kernel answers for a connection that is not there.
+        Control = "control",
+        /// Received on another interface of the pod.
+        Forwarded = "forwarded",
+        /// TCP of a socket that capture did not see: older than it, or made in another cgroup.
+        Uncaptured = "uncaptured",
+        /// TCP that a process made by itself, on a raw or packet socket.
+        RawSocket = "raw_socket",
+        /// TCP of no socket at all.
+        NoSocket = "no_socket",
+        /// A tunnel's packet or a tagged frame, in which TCP could hide.
+        Encapsulated = "encapsulated",
+        /// A packet that is cut off or contradicts itself.
+        Malformed = "malformed",
+        /// UDP, which the pod's options refuse.
+        Udp = "udp",
+        /// SCTP, which the pod's options refuse.
+        Sctp = "sctp",
     }
 }
 

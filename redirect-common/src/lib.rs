@@ -1,7 +1,8 @@
 //! Types and decisions shared by the eBPF programs and the daemon.
 //!
 //! What crosses the border between kernel and daemon is in [`maps`] (keys, values, settings) and [`event`]; what decides
-//! the fate of a `connect()` is in [`decide`], pure, and so the same code in the kernel, in host tests and in explanations.
+//! the fate of a `connect()` is in [`decide`], pure, and so the same code in the kernel, in host tests and in explanations; what may leave a
+//! captured pod's interface is in [`guard`].
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![forbid(unsafe_code)]
 
@@ -10,7 +11,9 @@ pub mod counter;
 pub mod decide;
 pub mod dns;
 pub mod event;
+pub mod guard;
 pub mod maps;
+pub mod mark;
 pub mod ports;
 
 pub use addr::Addr;

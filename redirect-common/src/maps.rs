@@ -16,6 +16,8 @@ pub const MAX_EXCLUDED_NETS: u32 = 65_536;
 pub const MAX_EXEMPT_CGROUPS: u32 = 16_384;
 /// DNS servers that the pods of a node ask over UDP. One pod has at most twice [`SLOTS`](crate::dns::SLOTS).
 pub const MAX_DNS_SERVERS: u32 = 131_072;
+/// Cgroups of proxies: one, but for the moment in which one daemon takes over from another.
+pub const MAX_PROXIES: u32 = 64;
 /// Size of the ring buffer of events, in bytes.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
@@ -151,6 +153,8 @@ pub mod pod_flags {
     pub const EXEMPT_CGROUPS: u32 = 1 << 3;
     /// 169.254.169.254 is captured too.
     pub const CAPTURE_METADATA: u32 = 1 << 4;
+    /// A guard is on the pod's interfaces: what is let pass has to be marked.
+    pub const GUARDED: u32 = 1 << 16;
 }
 
 /// Names of the maps, which are those of their pins.
@@ -168,8 +172,10 @@ pub mod names {
     pub const SETTINGS: &str = "rdr_settings";
     pub const COUNTERS: &str = "rdr_counters";
     pub const EVENTS: &str = "rdr_events";
+    pub const PROXIES: &str = "rdr_proxies";
+    pub const KNOWN: &str = "rdr_known";
 
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 15] = [
         PODS,
         PENDING,
         OWN,
@@ -183,5 +189,7 @@ pub mod names {
         SETTINGS,
         COUNTERS,
         EVENTS,
+        PROXIES,
+        KNOWN,
     ];
 }

@@ -14,7 +14,7 @@ use redirect_common::{
 use crate::{
     account::{self, Decided},
     ctx::SockAddr,
-    dns,
+    dns, known,
     lookups::Maps,
     maps::{self, CLIENT, PODS},
 };
@@ -48,10 +48,15 @@ fn run(ctx: &SockAddr, hook: Hook, dst: Addr) -> i32 {
         return PROCEED;
     }
     let dst_port = ctx.port();
-    let (decision, netns_cookie) = match decide::exempt_destination(&dst) {
+    let (mut decision, netns_cookie) = match decide::exempt_destination(&dst) {
         Some(reason) => (Decision::Pass(reason), 0),
         None => decide(ctx, hook, dst, dst_port),
     };
+    if let Decision::Pass(reason) = decision
+        && !let_leave(ctx, reason)
+    {
+        decision = Decision::Refuse(Reason::NoStorage);
+    }
     let (verdict, reason) = match decision {
         Decision::Redirect(_) => (Verdict::Redirect, Reason::Captured),
         Decision::Pass(reason) => {
@@ -87,6 +92,19 @@ fn forget(ctx: &SockAddr, dst: &Addr, port: u16, reason: Reason) {
         && !decide::is_already_steered(entry, dst, port, reason)
     {
         maps::remove_from_socket(&CLIENT, ctx.socket());
+    }
+}
+
+/// Tells the guard of a connect that is let pass. False if there is no memory for that: its packets would be dropped.
+#[inline(always)]
+fn let_leave(ctx: &SockAddr, reason: Reason) -> bool {
+    if !known::leaves_the_pod(reason) {
+        return true;
+    }
+    // SAFETY: entries are replaced as a whole, and only when a pod changes.
+    match unsafe { PODS.get(ctx.netns_cookie()) } {
+        Some(pod) => known::mark(pod, ctx.socket()),
+        None => true,
     }
 }
 

@@ -12,6 +12,8 @@ use aya_ebpf::{
 };
 use redirect_common::Addr;
 
+pub use packet::Packet;
+
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u32 = 6;
@@ -28,6 +30,9 @@ macro_rules! set {
     // SAFETY: the kernel gave the pointer, and allows this field to be written in this kind of program.
     ($ptr:expr, $($field:tt)+) => { unsafe { |value| write_volatile(addr_of_mut!((*$ptr).$($field)+), value) } };
 }
+
+// After the macros, which it uses.
+mod packet;
 
 /// A socket call with an address: connect and getpeername.
 pub struct SockAddr(*mut bpf_sock_addr);
@@ -229,6 +234,12 @@ impl SockOps {
         // SAFETY: the context as the kernel gave it.
         unsafe { bpf_sock_ops_cb_flags_set(self.0, flags as i32) };
     }
+}
+
+/// The mark of a connection, which is that of its SYN where the namespace says so (`tcp_fwmark_accept`). Not for null.
+#[inline(always)]
+pub fn mark_of(socket: *mut bpf_sock) -> u32 {
+    get!(socket, mark)
 }
 
 /// A call of getsockopt, after the kernel has answered it.

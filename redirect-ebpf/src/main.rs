@@ -3,7 +3,8 @@
 //! `connect` steers a captured connect to the proxy and remembers where it was meant to go; `pod_socket` publishes that under
 //! the connection's tuple; `proxy_socket` moves it to the socket that the proxy accepts; `getsockopt` and the daemon (through
 //! the socket's storage) read it there; `peername` shows the app the destination that it asked for. `dns` does for datagrams
-//! to DNS servers what all of these do for connections.
+//! to DNS servers what all of these do for connections. `guard` drops what leaves the pod without having been captured or, as
+//! `known` says, let pass.
 //!
 //! Only `ctx` touches raw contexts. On the host this crate is empty, so that tests and lints of the workspace pass over it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
@@ -13,11 +14,17 @@ mod account;
 #[cfg(target_arch = "bpf")]
 mod connect;
 #[cfg(target_arch = "bpf")]
+mod content;
+#[cfg(target_arch = "bpf")]
 mod ctx;
 #[cfg(target_arch = "bpf")]
 mod dns;
 #[cfg(target_arch = "bpf")]
 mod getsockopt;
+#[cfg(target_arch = "bpf")]
+mod guard;
+#[cfg(target_arch = "bpf")]
+mod known;
 #[cfg(target_arch = "bpf")]
 mod lookups;
 #[cfg(target_arch = "bpf")]
@@ -28,6 +35,8 @@ mod peername;
 mod pod_socket;
 #[cfg(target_arch = "bpf")]
 mod proxy_socket;
+#[cfg(target_arch = "bpf")]
+mod refuse;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

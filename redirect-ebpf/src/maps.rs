@@ -12,8 +12,8 @@ use redirect_common::{
     counter,
     maps::{
         CgroupKey, DnsEntry, DnsKey, EVENTS_BYTES, FlowKey, MAX_DNS_SERVERS, MAX_EXCLUDED_NETS,
-        MAX_EXCLUDED_PORTS, MAX_EXEMPT_CGROUPS, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_PODS, NetKey,
-        OrigDstEntry, OwnKey, PodEntry, PortKey, Settings,
+        MAX_EXCLUDED_PORTS, MAX_EXEMPT_CGROUPS, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_PODS,
+        MAX_PROXIES, NetKey, OrigDstEntry, OwnKey, PodEntry, PortKey, Settings,
     },
 };
 
@@ -67,6 +67,14 @@ pub static COUNTERS: PerCpuArray<u64, { counter::COUNTERS as usize }> = PerCpuAr
 /// Entries are `redirect_common::event::Event`. Without a value type in the definition, libbpf can load the object too.
 #[btf_map(name = "rdr_events")]
 pub static EVENTS: RingBuf<(), { EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// Cgroups whose processes are proxies of ours.
+#[btf_map(name = "rdr_proxies")]
+pub static PROXIES: HashMap<u64, u8, { MAX_PROXIES as usize }> = HashMap::new();
+
+/// On sockets whose connections capture let pass.
+#[btf_map(name = "rdr_known")]
+pub static KNOWN: SkStorage<u32> = SkStorage::new();
 
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {

@@ -3,22 +3,29 @@
 //!
 //! Not at ACTIVE_ESTABLISHED: with TCP Fast Open the proxy's side is established first.
 //!
-//! Verdict on error: not published, so the proxy refuses the connection.
+//! What the pod's apps accept from the network was let pass by capture, which the guard is told.
+//!
+//! Verdict on error: not published, so the proxy refuses the connection; not marked, so the guard drops what it sends.
 
 use aya_ebpf::{
-    bindings::{BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE},
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_TCP_CLOSE,
+    },
     macros::sock_ops,
     programs::SockOpsContext,
 };
 use redirect_common::{
     Hook, Reason, Verdict,
     maps::{FlowKey, OrigDstEntry},
+    mark,
 };
 
 use crate::{
     account,
-    ctx::SockOps,
-    maps::{self, CLIENT, NotPublished},
+    ctx::{self, SockOps},
+    known,
+    maps::{self, CLIENT, NotPublished, PODS},
 };
 
 /// "No opinion": the kernel's own parameters hold.
@@ -29,6 +36,7 @@ pub fn rdr_pod_ops(ctx: SockOpsContext) -> u32 {
     let ctx = SockOps::new(&ctx);
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.new_state() == BPF_TCP_CLOSE => closed(&ctx),
         _ => {}
     }
@@ -58,6 +66,23 @@ fn closed(ctx: &SockOps) {
         && maps::unpublish(&key, entry.pod)
     {
         account::count(Hook::PodSocket, Verdict::Refuse, Reason::Abandoned);
+    }
+}
+
+/// Marks for the guard what an app accepts from the network. Not what the proxy brings (it has the proxy's mark): an app that
+/// may change the mark could send its side of that connection out of the pod.
+#[inline(always)]
+fn accepted(ctx: &SockOps) {
+    let socket = ctx.socket();
+    if socket.is_null() || ctx::mark_of(socket) & mark::MASK == mark::TO_APP {
+        return;
+    }
+    // SAFETY: entries are replaced as a whole, and only when a pod changes.
+    let Some(pod) = (unsafe { PODS.get(ctx.netns_cookie()) }) else {
+        return;
+    };
+    if !known::mark(pod, socket) {
+        account::count(Hook::PodSocket, Verdict::Refuse, Reason::NoStorage);
     }
 }
 

@@ -49,3 +49,24 @@ pub fn own(descriptor: RawFd) -> OwnedFd {
     // SAFETY: the kernel made the descriptor for the message that brought it, so that it has no owner yet.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
+
+/// Sets PACKET_QDISC_BYPASS, which libc and nix do not name.
+pub fn bypass_queueing(socket: &impl AsRawFd) -> io::Result<()> {
+    const PACKET_QDISC_BYPASS: libc::c_int = 20;
+    let on: libc::c_int = 1;
+    // SAFETY: the value outlives the call, which reads as many bytes of it as it has.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            PACKET_QDISC_BYPASS,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -8,7 +8,10 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use redirect_common::ports;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, MissedTickBehavior},
+};
 
 use self::{instance::Instance, pods::Pods};
 use crate::{
@@ -23,6 +26,9 @@ use crate::{
     telemetry::{self, Direction, Metrics},
     workload::{Defaults, WorkloadStore},
 };
+
+/// Pods whose capture is looked after in one turn: each costs some milliseconds where rules have to be listed.
+const VERIFIED_AT_ONCE: usize = 8;
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -45,6 +51,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
 
     let clock = Arc::new(SystemClock);
     let source =
@@ -112,11 +119,28 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
         pods = pods.len(), failed, node = config.node, workers = config.workers, backend = pods.backend(), "ready"
     );
 
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!(target: "redirect", limit = ?config.proxy.drain, "SIGTERM: draining"),
-        _ = interrupt.recv() => tracing::info!(target: "redirect", limit = ?config.proxy.drain, "SIGINT: draining"),
+    let interval = config.capture.verify_interval;
+    let mut verify = tokio::time::interval_at(Instant::now() + interval, interval);
+    verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {
+                tracing::info!(target: "redirect", limit = ?config.proxy.drain, "SIGTERM: draining");
+                break;
+            }
+            _ = interrupt.recv() => {
+                tracing::info!(target: "redirect", limit = ?config.proxy.drain, "SIGINT: draining");
+                break;
+            }
+            _ = hangup.recv() => {
+                tracing::info!(target: "redirect", "SIGHUP: looking after the capture of all pods");
+                pods.reassert(usize::MAX);
+            }
+            _ = verify.tick() => pods.reassert(VERIFIED_AT_ONCE),
+        }
     }
     readiness.set(false);
+    pods.stand_down();
     pods.close_listeners();
     // Certificates, workload data and metrics go on while connections finish; a second signal ends the wait.
     let drained = tokio::task::spawn_blocking(move || workers.drain());

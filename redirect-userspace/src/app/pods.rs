@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+mod reassert;
+
 use redirect_common::ports;
 
 use super::record::{self, Record};
@@ -31,6 +33,8 @@ pub struct Pods {
     mode: Mode,
     records: PathBuf,
     captured: HashMap<PodUid, Captured>,
+    /// Whose turn it is to be [looked after](Self::reassert).
+    turn: Option<PodUid>,
     sites: HashMap<SiteId, Listeners>,
 }
 
@@ -93,6 +97,7 @@ impl Pods {
             mode,
             records: record::folder(state_dir),
             captured: HashMap::new(),
+            turn: None,
             sites: HashMap::new(),
         }
     }
@@ -276,6 +281,13 @@ impl Pods {
         self.close_unused(site, workers).await;
     }
 
+    /// The daemon ends: what can only be done while it still runs, see [`Capture::stand_down`].
+    pub fn stand_down(&mut self) {
+        if let Err(error) = self.capture.stand_down() {
+            tracing::error!(%error, "cannot let go of pods with onProxyFailure: pass");
+        }
+    }
+
     /// Closes the daemon's own handles of all listeners: once the workers stop accepting, connections are refused at once.
     pub fn close_listeners(&mut self) {
         self.sites.clear();
@@ -394,13 +406,18 @@ pub fn clean_recorded(state_dir: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
-    let mut errors = Vec::new();
+    let (mut errors, mut backends) = (Vec::new(), BTreeSet::new());
     for entry in entries {
         let path = entry?.path();
+        if let Ok(Some(record)) = Record::read(&path) {
+            backends.extend(record.backends);
+        }
         if let Err(error) = clean_record(&path) {
             errors.push(format!("{}: {error}", path.display()));
         }
     }
+    let own = backends.iter().map(|backend| capture::clean_own(backend));
+    errors.extend(own.filter_map(Result::err).map(|error| error.to_string()));
     if errors.is_empty() {
         fs::remove_dir(&records)?;
         return Ok(());

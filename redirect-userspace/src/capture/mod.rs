@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    config::{Backend, CaptureConfig},
+    config::{Backend, CaptureConfig, Mode},
     orig_dst::{
         OrigDstResolver,
         dns::{DnsServers, NoDnsServers},
@@ -20,6 +20,7 @@ use crate::{
 pub mod ebpf;
 pub mod netfilter;
 pub mod none;
+mod older;
 
 /// Brings a pod's connections to the proxy's listeners, and lets go of them again.
 ///
@@ -39,6 +40,19 @@ pub trait Capture: Send {
 
     /// The uids that are captured in the kernel now, as found there (not as remembered).
     fn inspect(&self) -> Result<Vec<PodUid>, CaptureError>;
+
+    /// Looks whether what was applied for these pods is still there, and makes good what something else has changed. Tells
+    /// only of what was not right.
+    fn reassert(&mut self, pods: &[PodUid]) -> Vec<Repair> {
+        let _ = pods;
+        Vec::new()
+    }
+
+    /// The daemon ends in order. Where the kernel cannot know whether a proxy listens, pods whose connections shall go on
+    /// without one are let go.
+    fn stand_down(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
 
     /// How accepted sockets tell their original destination under this backend.
     fn resolver(&self) -> Arc<dyn OrigDstResolver>;
@@ -88,7 +102,15 @@ pub fn open(
 ) -> Result<Box<dyn Capture>, CaptureError> {
     let own = || cgroup.ok_or(CaptureError::NoCgroup);
     let by_rules = |tool| -> Result<Box<dyn Capture>, CaptureError> {
-        Ok(Box::new(netfilter::NetfilterCapture::new(tool, own()?)?))
+        let setting = netfilter::Setting {
+            mode: config.mode,
+            proxy: own()?.to_owned(),
+            exempt_uid: config.exempt_uid,
+            probers: Vec::new(),
+            dns: config.mode != Mode::Node,
+        };
+        let capture = netfilter::NetfilterCapture::new(tool, &setting)?;
+        Ok(Box::new(capture))
     };
     match config.backend {
         Backend::Ebpf => Ok(Box::new(ebpf::EbpfCapture::load(config, own()?)?)),
@@ -118,13 +140,45 @@ pub fn clean_netns_after(netns: &Netns, backend: &str, now: &str) -> Result<(), 
     if is_by_rules(backend) && is_by_rules(now) {
         return Ok(());
     }
+    if is_by_rules(backend) {
+        clean_own(backend)?;
+    }
     clean_netns(netns, backend)
+}
+
+/// Takes back what captures of a backend leave in the namespace of the calling thread, which is the daemon's own.
+pub fn clean_own(backend: &str) -> Result<(), CaptureError> {
+    if !is_by_rules(backend) {
+        return Ok(());
+    }
+    let own = Netns::current().map_err(netfilter::NetfilterError::Namespace)?;
+    netfilter::clean(&own).map(drop)
 }
 
 fn is_by_rules(backend: &str) -> bool {
     [Backend::Iptables, Backend::Nftables]
         .iter()
         .any(|by_rules| by_rules.name() == backend)
+}
+
+/// What was not as it had been applied, and whether it is again.
+#[derive(Debug)]
+pub struct Repair {
+    /// A pod's uid, or `node`.
+    pub place: String,
+    /// In words, what was made good; or why it could not be.
+    pub result: Result<Vec<String>, CaptureError>,
+}
+
+impl Repair {
+    /// `None` if all was right.
+    pub fn of(place: &str, result: Result<Vec<String>, CaptureError>) -> Option<Self> {
+        let is_right = matches!(&result, Ok(repaired) if repaired.is_empty());
+        (!is_right).then(|| Self {
+            place: place.to_owned(),
+            result,
+        })
+    }
 }
 
 /// What `apply` did.

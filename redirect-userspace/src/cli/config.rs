@@ -10,7 +10,8 @@ use clap::{Args, Subcommand};
 
 use super::run::RunFlags;
 use crate::{
-    config::{Config, Flags, Host, IdentityConfig},
+    config::{Backend, Config, Flags, Host, IdentityConfig},
+    pod::OnProxyFailure,
     workload::{Defaults, Workloads},
 };
 
@@ -148,10 +149,22 @@ fn warnings(config: &Config, flags: &Flags) -> Vec<String> {
         }
     };
     missing("identity.dir".to_owned(), dir);
+    let by_rules = matches!(
+        config.capture.backend,
+        Backend::Iptables | Backend::Nftables
+    );
     for (index, pod) in config.pods.iter().enumerate() {
         missing(format!("pods[{index}].netns"), &pod.netns);
         missing(format!("pods[{index}].cgroup"), &pod.cgroup);
     }
+    let passing = config.pods.iter().enumerate();
+    let passing = passing.filter(|(_, pod)| pod.options.on_proxy_failure == OnProxyFailure::Pass);
+    warnings.extend(passing.filter(|_| by_rules).map(|(index, _)| {
+        format!(
+            "pods[{index}].onProxyFailure: pass holds with backend {} only when the daemon ends in order; if it is killed, the pod's connections are refused until it runs again",
+            config.capture.backend.name()
+        )
+    }));
     warnings
 }
 

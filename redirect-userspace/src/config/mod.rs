@@ -168,6 +168,8 @@ pub struct CaptureConfig {
     pub events: bool,
     /// Let go of the pods when the daemon ends.
     pub detach_on_exit: bool,
+    /// How often it is looked after that capture is still as it was applied, for a few pods at a time.
+    pub verify_interval: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]

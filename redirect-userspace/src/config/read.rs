@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use super::{
     Backend, CaptureConfig, Config, Flags, Host, IdentityConfig, IptablesVariant, LogConfig,
     LogFormat, Mode, dns, pods,
-    sections::{admin, hbone, proxy},
+    sections::{admin, duration, hbone, proxy},
 };
 use crate::{
     document::{Fields, Mistake, Mistakes, Node, Value},
@@ -182,6 +182,7 @@ impl Reader<'_> {
         });
         let events = boolean(f, "events", false);
         let detach = boolean(f, "detachOnExit", false);
+        let verify_interval = duration(f, "verifyInterval", false, Duration::from_secs(10));
         Some(CaptureConfig {
             backend: backend?,
             mode: mode?,
@@ -192,6 +193,7 @@ impl Reader<'_> {
             exempt_uid,
             events,
             detach_on_exit: detach || self.flags.detach_on_exit,
+            verify_interval,
         })
     }
 

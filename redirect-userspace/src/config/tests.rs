@@ -66,6 +66,7 @@ fn the_defaults_are_those_of_the_manual() {
             exempt_uid: None,
             events: false,
             detach_on_exit: false,
+            verify_interval: Duration::from_secs(10),
         },
         proxy: ProxyConfig {
             hold: Duration::from_secs(5),
@@ -118,7 +119,7 @@ network: net-1
 workers: 3
 stateDir: /run/other
 workloads: /etc/w.yaml
-capture: {backend: none, iptables: legacy, bpffs: /bpf, cgroup: /cg/me, events: true, detachOnExit: true}
+capture: {backend: none, iptables: legacy, bpffs: /bpf, cgroup: /cg/me, events: true, detachOnExit: true, verifyInterval: 1m}
 proxy: {hold: 0s, connectTimeout: 500ms, drain: 2m, maxConnectionsPerPod: 10}
 hbone: {streamWindow: 64KiB, maxStreamsPerTunnel: 7, maxTunnelsPerPeer: 8, maxInboundTunnels: 9, maxHandshakesPerSource: 10,
   handshakeTimeout: 1s, pingInterval: 2s, pingTimeout: 3s, idleTimeout: 1h}
@@ -171,6 +172,7 @@ fn every_field_is_read() {
         exempt_uid: None,
         events: true,
         detach_on_exit: true,
+        verify_interval: Duration::from_secs(60),
     };
     assert_eq!(config.capture, capture);
     let proxy = ProxyConfig {

@@ -19,7 +19,7 @@ use rtnetlink::{
 use crate::sys::netns::Netns;
 
 /// Mark of the proxy's connections to apps, and of nothing else: a tunnel with this mark would never leave the pod.
-pub const MARK: u32 = 0x111;
+pub const MARK: u32 = redirect_common::mark::TO_APP;
 const MARK_MASK: u32 = 0xfff;
 const TABLE: u32 = 100;
 const PRIORITY: u32 = 32764;
@@ -48,25 +48,28 @@ pub enum ClientIpError {
     Socket(#[source] io::Error),
 }
 
-/// Makes the rules, routes and sysctls in `netns`; what is there already stays.
-pub fn apply(netns: &Netns) -> Result<(), ClientIpError> {
+/// Makes the rules, routes and sysctls in `netns`; what is there already stays. Whether anything was missing.
+pub fn apply(netns: &Netns) -> Result<bool, ClientIpError> {
     netns
         .run(|| {
+            let mut missing = false;
             for sysctl in SYSCTLS {
-                set(sysctl, "1")?;
+                missing |= set(sysctl, "1")?;
             }
-            netlink(|handle| async move {
+            let added = netlink(|handle| async move {
+                let mut added = false;
                 for family in families() {
-                    let add = handle.route().add(route(family)).replace();
-                    ignore(add.execute().await, nix::libc::EEXIST)
+                    let add = handle.route().add(route(family)).execute();
+                    added |= !ignored(add.await, nix::libc::EEXIST)
                         .map_err(at("add the local route of table 100"))?;
                     let mut add = handle.rule().add();
                     *add.message_mut() = rule(family);
-                    ignore(add.execute().await, nix::libc::EEXIST)
+                    added |= !ignored(add.execute().await, nix::libc::EEXIST)
                         .map_err(at("add the rule for marked packets"))?;
                 }
-                Ok(())
-            })
+                Ok(added)
+            });
+            Ok(added? | missing)
         })
         .map_err(ClientIpError::Netns)?
 }
@@ -78,10 +81,10 @@ pub fn clean(netns: &Netns) -> Result<(), ClientIpError> {
             netlink(|handle| async move {
                 for family in families() {
                     let removed = handle.rule().del(rule(family)).execute().await;
-                    ignore(removed, nix::libc::ENOENT)
+                    ignored(removed, nix::libc::ENOENT)
                         .map_err(at("remove the rule for marked packets"))?;
                     let removed = handle.route().del(route(family)).execute().await;
-                    ignore(removed, nix::libc::ESRCH)
+                    ignored(removed, nix::libc::ESRCH)
                         .map_err(at("remove the local route of table 100"))?;
                 }
                 Ok(())
@@ -94,14 +97,20 @@ pub fn clean(netns: &Netns) -> Result<(), ClientIpError> {
         .map_err(ClientIpError::Netns)?
 }
 
-fn set(sysctl: &str, value: &str) -> Result<(), ClientIpError> {
+/// Whether it had another value.
+fn set(sysctl: &str, value: &str) -> Result<bool, ClientIpError> {
     let path = PathBuf::from("/proc/sys").join(sysctl);
+    if fs::read_to_string(&path).is_ok_and(|present| present.trim() == value) {
+        return Ok(false);
+    }
     match fs::write(&path, value) {
         // Without IPv6 in the kernel there is nothing to set.
         Err(error) if error.kind() == io::ErrorKind::NotFound && sysctl.starts_with("net/ipv6") => {
-            Ok(())
+            Ok(false)
         }
-        result => result.map_err(|source| ClientIpError::Sysctl { path, source }),
+        result => result
+            .map(|()| true)
+            .map_err(|source| ClientIpError::Sysctl { path, source }),
     }
 }
 
@@ -165,9 +174,10 @@ fn at(call: &'static str) -> impl Fn(rtnetlink::Error) -> ClientIpError {
     move |source| ClientIpError::Netlink { call, source }
 }
 
-fn ignore(result: Result<(), rtnetlink::Error>, errno: i32) -> Result<(), rtnetlink::Error> {
+/// Whether it failed with `errno`, which is as good as success.
+fn ignored(result: Result<(), rtnetlink::Error>, errno: i32) -> Result<bool, rtnetlink::Error> {
     match result {
-        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -errno => Ok(()),
-        other => other,
+        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -errno => Ok(true),
+        other => other.map(|()| false),
     }
 }

@@ -28,11 +28,15 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_TCX: u32 = 11;
+/// Before all others of the hook.
+const BPF_F_BEFORE: u32 = 1 << 3;
 
 /// Hooks of cgroups: `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum CgroupHook {
+    InetEgress = 1,
     SockOps = 3,
     Connect4 = 10,
     Connect6 = 11,
@@ -43,6 +47,13 @@ pub enum CgroupHook {
     Getsockopt = 21,
     Getpeername4 = 29,
     Getpeername6 = 30,
+}
+
+/// Hooks of interfaces: `enum bpf_attach_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum TcxHook {
+    Egress = 47,
 }
 
 /// What a link between a program and a cgroup connects.
@@ -119,14 +130,31 @@ pub fn link(
     cgroup: BorrowedFd<'_>,
     hook: CgroupHook,
 ) -> io::Result<OwnedFd> {
-    let attr = LinkCreate {
+    create_link(&LinkCreate {
         program: program.as_raw_fd() as u32,
         target: cgroup.as_raw_fd() as u32,
         attach_type: hook as u32,
         flags: 0,
-    };
+    })
+}
+
+/// Attaches `program` to an interface of the calling thread's network namespace (Linux 6.6), before what may be there.
+pub fn link_interface(
+    program: BorrowedFd<'_>,
+    interface: u32,
+    hook: TcxHook,
+) -> io::Result<OwnedFd> {
+    create_link(&LinkCreate {
+        program: program.as_raw_fd() as u32,
+        target: interface,
+        attach_type: hook as u32,
+        flags: BPF_F_BEFORE,
+    })
+}
+
+fn create_link(attr: &LinkCreate) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
-    let fd = unsafe { bpf(BPF_LINK_CREATE, &attr) }?;
+    let fd = unsafe { bpf(BPF_LINK_CREATE, attr) }?;
     // SAFETY: the kernel just gave this descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
@@ -158,14 +186,7 @@ pub fn open_link(path: &Path) -> io::Result<OwnedFd> {
 
 /// What a link connects; an error if it is not one to a cgroup.
 pub fn cgroup_link(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
-    let mut info = LinkInfo::default();
-    let attr = ObjInfo {
-        fd: link.as_raw_fd() as u32,
-        len: size_of::<LinkInfo>() as u32,
-        info: (&raw mut info) as u64,
-    };
-    // SAFETY: `info` lives until the call returns and is as long as it says.
-    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attr) }?;
+    let info = link_info(link)?;
     match info.kind {
         BPF_LINK_TYPE_CGROUP => Ok(CgroupLink {
             program: info.program,
@@ -175,6 +196,30 @@ pub fn cgroup_link(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
             "a link of type {kind}, not to a cgroup"
         ))),
     }
+}
+
+/// The index of the interface that a link is on, in its network namespace; 0 if the interface was removed.
+pub fn interface_link(link: BorrowedFd<'_>) -> io::Result<u32> {
+    let info = link_info(link)?;
+    match info.kind {
+        // A word, where links to cgroups have an id of two.
+        BPF_LINK_TYPE_TCX => Ok(bytemuck::cast::<u64, [u32; 2]>(info.cgroup)[0]),
+        kind => Err(io::Error::other(format!(
+            "a link of type {kind}, not to an interface"
+        ))),
+    }
+}
+
+fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
+    let attr = ObjInfo {
+        fd: link.as_raw_fd() as u32,
+        len: size_of::<LinkInfo>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: `info` lives until the call returns and is as long as it says.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &attr) }?;
+    Ok(info)
 }
 
 /// Puts `program` in the place of the link's, without a moment in between.

@@ -55,6 +55,8 @@ pub struct Metrics {
     pub dev_ca: Gauge,
     pub pods: Gauge,
     pub pods_failed: Gauge,
+    pub repairs: Counter,
+    pub repairs_failed: Counter,
     registry: Registry,
 }
 
@@ -120,6 +122,18 @@ impl Metrics {
             "Pods that could not be captured",
             pods_failed.clone(),
         );
+        let repairs = Counter::default();
+        registry.register(
+            "capture_repairs",
+            "How often the capture of a pod, or of the node, was not as applied and was made good",
+            repairs.clone(),
+        );
+        let repairs_failed = Counter::default();
+        registry.register(
+            "capture_repairs_failed",
+            "How often it could not be made good",
+            repairs_failed.clone(),
+        );
         Self {
             opened,
             closed,
@@ -131,6 +145,8 @@ impl Metrics {
             dev_ca,
             pods,
             pods_failed,
+            repairs,
+            repairs_failed,
             registry,
         }
     }

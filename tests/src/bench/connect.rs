@@ -56,7 +56,12 @@ pub fn round(stage: &Stage) -> Result<Vec<(Variant, Part)>> {
     for (figure, seen, unseen, stop) in cases {
         let pod = &stage.captured.client;
         let mut seen = Timer::start(pod.command(me()?), seen)?;
-        let mut unseen = Timer::start(pod.outside_command(me()?), unseen)?;
+        // The guard of a captured pod drops what leaves it uncaptured.
+        let outside = match figure {
+            Figure::ConnectExcluded => &stage.plain.client,
+            _ => pod,
+        };
+        let mut unseen = Timer::start(outside.outside_command(me()?), unseen)?;
         let (mut times_seen, mut times_unseen) = (Vec::new(), Vec::new());
         for turn in 0..TURNS {
             let _stopped = stop.map(Stopped::new).transpose()?;

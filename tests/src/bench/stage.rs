@@ -55,7 +55,7 @@ pub struct Proxies {
 
 pub struct Stage {
     pub captured: Ends,
-    plain: Ends,
+    pub plain: Ends,
     tls: Option<Pair>,
     tls_bulk: Option<Pair>,
     splice: Option<Pair>,

@@ -4,11 +4,11 @@ use serde_json::Value;
 
 use super::{
     Lines,
-    stage::{Stage, line},
+    stage::{DIRECT, PING_PORT, Stage, line},
 };
 use crate::{App, Process, app_binary};
 
-/// `false`: by a process of the pod's namespace that is not in its cgroup, so that capture does not see it.
+/// `false`: by a process of the pod that is in an exempt cgroup.
 const WAYS: [(&str, bool); 2] = [("direct, in plaintext", false), ("through the mesh", true)];
 
 pub fn throughput(stage: &mut Stage) -> Lines {
@@ -27,7 +27,7 @@ pub fn throughput(stage: &mut Stage) -> Lines {
             let mut client = if captured {
                 stage.client.command(program)
             } else {
-                stage.client.outside_command(program)
+                stage.client.command_in(DIRECT, program)
             };
             client.args([
                 "-c",
@@ -73,16 +73,18 @@ fn number(value: &Value) -> f64 {
 }
 
 pub fn latency(stage: &mut Stage) -> Lines {
-    let echo = stage.web.app(["serve", "--quiet", "--listen", "[::]:8082"]);
+    let echo = stage
+        .web
+        .app(["serve", "--quiet", "--listen", &format!("[::]:{PING_PORT}")]);
     echo.event("listening");
-    let dst = stage.web.at(8082).to_string();
+    let dst = stage.web.at(PING_PORT).to_string();
     let mut lines = Vec::new();
     let mut medians = Vec::new();
     for (way, captured) in WAYS {
         let mut command = if captured {
             stage.client.command(app_binary())
         } else {
-            stage.client.outside_command(app_binary())
+            stage.client.command_in(DIRECT, app_binary())
         };
         command.args(["ping", &dst, "--count", "5000"]);
         let app = App::new(Process::spawn("ping", command));

@@ -1,11 +1,12 @@
 //! The demo's scenery: two nodes, four pods, two daemons.
 
 use std::{
+    fs,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Lines, interrupt::Interrupt};
 use crate::{App, Daemon, Node, Pod, Testbed, Wall, Workloads, exchange::greeter};
@@ -54,7 +55,7 @@ impl Stage {
         let daemon = |node: &Node, pods: [&Pod; 2]| {
             let spec = node
                 .daemon()
-                .capture(pods[0])
+                .capture_with(pods[0], directly(pods[0]))
                 .capture(pods[1])
                 .arg("--detach-on-exit");
             spec.config(json!({ "capture": { "events": true } }))
@@ -87,6 +88,19 @@ impl Stage {
 }
 
 /// The first step: what there is.
+/// The container whose processes are not captured, for comparison.
+pub const DIRECT: &str = "direct";
+/// The ports to which others may connect directly.
+pub const IPERF_PORT: u16 = 5201;
+pub const PING_PORT: u16 = 8082;
+
+/// Options of a pod that speaks directly to one like it, too.
+fn directly(pod: &Pod) -> Value {
+    let container = pod.container(DIRECT);
+    fs::create_dir_all(&container).expect("make the container's cgroup");
+    json!({ "exemptCgroups": [container], "excludeInboundPorts": [IPERF_PORT, PING_PORT] })
+}
+
 pub fn captured(stage: &mut Stage) -> Lines {
     let mut lines = Vec::new();
     for (name, daemon, pods) in [

@@ -204,12 +204,14 @@ pub fn load(bpffs: &Path, cgroup: &Path) -> EbpfCapture {
         backend: Backend::Ebpf,
         mode: Mode::Shared,
         iptables: IptablesVariant::Auto,
-        leak_guard: true,
+        // It has tests of its own.
+        leak_guard: false,
         bpffs: bpffs.to_owned(),
         cgroup: None,
         exempt_uid: None,
         events: false,
         detach_on_exit: false,
+        verify_interval: std::time::Duration::from_secs(10),
     };
     EbpfCapture::load(&config, cgroup).expect("load the programs")
 }

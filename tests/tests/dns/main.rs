@@ -3,5 +3,6 @@
 mod fixture;
 mod forwarded;
 mod lifecycle;
+mod netfilter;
 mod of_the_mesh;
 mod sockets;

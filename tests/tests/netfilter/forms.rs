@@ -1,35 +1,16 @@
 //! Rules that were applied by hand, with traffic: a proxy of the test's own asks for original destinations.
 
-use std::{net::SocketAddr, process::Command};
+use std::net::SocketAddr;
 
 use redirect_tests::{
-    App, Pod, Testbed,
+    Pod, Testbed,
     exchange::{greeter, serve},
-    redirect_binary,
 };
 
-use crate::state;
-
-const TOOLS: [&str; 3] = ["iptables-nft", "iptables-legacy", "nftables"];
-
-fn apply(pod: &Pod, tool: &str, flags: &[&str]) {
-    let mut command = Command::new(redirect_binary());
-    command.args(["rules", "apply", "--backend", tool, "--netns"]);
-    command.arg(pod.netns().path()).args(flags);
-    let output = command.output().expect("start redirect");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-}
-
-/// What the listener behind `dst` says to a new connection.
-#[track_caller]
-fn first_line(app: &App) -> String {
-    app.event("received").text().to_owned()
-}
-
-fn connect(pod: &Pod, dst: SocketAddr) -> String {
-    first_line(&pod.app(["connect", &dst.to_string(), "recv-line"]))
-}
+use crate::{
+    stage::{TOOLS, apply, connect},
+    state,
+};
 
 /// The same from a process of another user, or in another container.
 fn connect_by(pod: &Pod, container: &str, user: &str, dst: SocketAddr) -> String {
@@ -57,7 +38,7 @@ fn both_directions_are_captured_and_what_passes_passes() {
                 true => &["--mode", "dedicated"],
                 false => &["--capture-inbound", "--exempt-cgroup", &exempt],
             };
-            apply(&pod, tool, flags);
+            apply(pod.netns(), tool, flags);
             let told = format!("{tool}, dedicated: {dedicated}");
             let _outbound = serve(&pod, 15001, "original-destination");
             let _inbound = serve(&pod, 15006, "original-destination");

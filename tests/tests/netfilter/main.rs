@@ -1,6 +1,11 @@
-//! The netfilter backends, with the real programs: rules on the command line, and capture by the daemon.
+//! Capture by netfilter: the rules of each tool, and the daemon that uses them.
 
+mod broken;
 mod capture;
 mod forms;
+mod inbound;
+mod node;
+mod repair;
 mod rules;
+mod stage;
 mod state;

@@ -124,10 +124,18 @@ fn applied_verified_and_cleaned_without_a_trace() {
             OPTIONS,
             "--capture-inbound --capture-metadata-address",
             "--mode dedicated",
+            "--capture-inbound --capture-dns --probe-ports 8080,8081 --refuse-udp --refuse-sctp --include-outbound-ports 80 --include-inbound-cidrs 10.0.0.0/8",
+            "--mode dedicated --capture-dns --probes --refuse-udp",
             "--family ipv4",
             "--family ipv6 --mode dedicated",
         ] {
-            for with_others in [false, true] {
+            // Alone in the namespace once, and beside others in every form.
+            let beside: &[bool] = if flags.is_empty() {
+                &[false, true]
+            } else {
+                &[true]
+            };
+            for &with_others in beside {
                 let place = Place::new();
                 if with_others {
                     foreign(&place, tool);

@@ -40,7 +40,7 @@ pub fn all(netns: &Netns) -> String {
 pub fn tools_in_use(netns: &Netns) -> Vec<&'static str> {
     let uses = |command: &str| {
         let text = run(netns, command);
-        [":REDIRECT_OUTPUT", ":ISTIO_OUTPUT", "inet redirect-nat"]
+        [":REDIRECT_", ":ISTIO_OUTPUT", "inet redirect-nat"]
             .iter()
             .any(|name| text.contains(name))
     };
@@ -56,4 +56,27 @@ pub fn tools_in_use(netns: &Netns) -> Vec<&'static str> {
     .filter(|(_, command)| uses(command))
     .map(|(tool, _)| tool)
     .collect()
+}
+
+/// How many packets met a rule that has all of `words`, of both families, as `tool` lists it (in lower case).
+pub fn counted(netns: &Netns, tool: &str, words: &[&str]) -> u64 {
+    let listing = match tool {
+        "nftables" => run(netns, "nft -nn list ruleset"),
+        _ => run(
+            netns,
+            &format!("{tool}-save -c; {}-save -c", tool.replace("ip", "ip6")),
+        ),
+    };
+    let of_rule = |line: &str| {
+        let text = match tool {
+            "nftables" => line.split("packets ").nth(1)?.split(' ').next()?,
+            _ => line.strip_prefix('[')?.split(':').next()?,
+        };
+        text.parse::<u64>().ok()
+    };
+    let lines = listing.lines().filter(|line| {
+        let line = format!("{} ", line.to_lowercase());
+        words.iter().all(|word| line.contains(word))
+    });
+    lines.filter_map(of_rule).sum()
 }

@@ -128,7 +128,8 @@ fn the_metadata_address_is_left_alone_unless_asked_for() {
 
 #[test]
 fn a_process_outside_the_pods_cgroup_is_not_captured() {
-    let mesh = Mesh::start();
+    let without_guard = json!({ "capture": { "leakGuard": false } });
+    let mesh = Mesh::builder().config_a(without_guard).start();
     let server = greeter(&mesh.outsider, 8080);
     let app =
         mesh.client

@@ -22,6 +22,7 @@ const PURE: &[&str] = &[
     "redirect-common/src/",
     "redirect-userspace/src/capture/netfilter/listing.rs",
     "redirect-userspace/src/capture/netfilter/plan.rs",
+    "redirect-userspace/src/capture/netfilter/plan/",
     "redirect-userspace/src/capture/netfilter/render/",
     "redirect-userspace/src/dns/answer.rs",
     "redirect-userspace/src/dns/names.rs",

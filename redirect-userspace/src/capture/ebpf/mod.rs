@@ -14,24 +14,28 @@ use redirect_common::maps::names;
 
 use self::{
     dns::DnsMap,
+    guard::{AttachBy, Guard},
     links::{POD_HOOKS, PROXY_HOOKS},
     object::Object,
     pins::{Pins, Place},
     resolver::{AcceptedSockets, PodNumbers},
     tables::Tables,
 };
-use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters};
+use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters, older};
 use crate::{
-    config::CaptureConfig,
+    config::{CaptureConfig, Mode},
     orig_dst::{OrigDstResolver, dns::DnsServers},
     pod::{Pod, PodUid},
     sys::{bpf, bpffs, cgroup::Cgroup, netns::Netns},
 };
 
+mod classifier;
 mod counters;
 mod dns;
 mod events;
+pub mod guard;
 mod links;
+pub(super) mod netlink;
 mod object;
 mod pins;
 mod resolver;
@@ -50,6 +54,8 @@ pub struct EbpfCapture {
     resolver: Arc<AcceptedSockets>,
     dns: Arc<DnsMap>,
     counters: VerdictCounters,
+    /// `None` where the configuration wants no guard.
+    guard: Option<Guard>,
     events: bool,
     names: PodNames,
     numbers: PodNumbers,
@@ -79,7 +85,9 @@ impl EbpfCapture {
         let dns = Arc::new(DnsMap::open(&pins.map(names::DNS))?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         let own = Cgroup::open(cgroup)?;
+        tables.set_proxy(own.id)?;
         links::attach_proxy(&object, &pins, &own, &PROXY_HOOKS)?;
+        let has_guard = config.leak_guard && config.mode != Mode::Node;
         Ok(Self {
             object,
             own,
@@ -88,11 +96,38 @@ impl EbpfCapture {
             resolver,
             dns,
             counters,
+            guard: has_guard.then(|| Guard::new(AttachBy::Link)),
             events: config.events,
             names: PodNames::default(),
             numbers,
             netns: HashMap::new(),
         })
+    }
+
+    /// Attaches the guard in another way than by default.
+    pub fn guard_by(&mut self, by: AttachBy) {
+        self.guard = self.guard.as_ref().map(|_| Guard::new(by));
+    }
+
+    /// Puts the guard on the pod's interfaces, or takes it off where it is not wanted any more.
+    fn guard(
+        &mut self,
+        pod: &Pod,
+        place: Place,
+        netns: &Netns,
+        cgroup: &Cgroup,
+    ) -> Result<(), CaptureError> {
+        let directory = self.pins.place(&pod.uid, place)?;
+        match &mut self.guard {
+            // The interfaces are not its own.
+            _ if pod.cgroup_only.is_some() => Ok(()),
+            Some(guard) => guard.apply(&self.pins, &directory, netns, cgroup, &pod.options),
+            None => guard::remove(&directory, netns),
+        }
+    }
+
+    fn is_guarded(&self, pod: &Pod) -> bool {
+        self.guard.is_some() && pod.cgroup_only.is_none()
     }
 }
 
@@ -129,7 +164,8 @@ impl Capture for EbpfCapture {
         route::add(netns, &pod.ips)?;
         // First what the programs need to know, then the programs.
         let is_new = !self.tables.has(netns_cookie);
-        let number = self.tables.add(netns_cookie, pod, &exempt, sockets.dns)?;
+        let (guarded, dns) = (self.is_guarded(pod), sockets.dns);
+        let number = self.tables.add(netns_cookie, pod, &exempt, guarded, dns)?;
         self.numbers.insert(number, &pod.uid);
         let applied = match links::attach_pod(
             &self.object,
@@ -149,6 +185,21 @@ impl Capture for EbpfCapture {
                 return Err(error);
             }
         };
+        // Last: what is captured and what is let pass is marked by now.
+        if let Err(error) = self.guard(pod, place, netns, &cgroup) {
+            if is_new {
+                self.netns.insert(pod.uid.clone(), netns.clone());
+                _ = self.clean(&pod.uid);
+            }
+            return Err(error);
+        }
+        if is_new && pod.options.reset_older_connections {
+            // Where that fails, the guard drops them all the same.
+            match older::reset(netns) {
+                Ok(count) => tracing::info!(pod = %pod.uid, count, "reset older connections"),
+                Err(error) => tracing::warn!(pod = %pod.uid, %error, "older connections stay"),
+            }
+        }
         for old in self.pins.remove_other_places(&pod.uid, place)? {
             self.tables.remove(old)?;
         }
@@ -181,7 +232,7 @@ impl Capture for EbpfCapture {
         }
         self.numbers.remove(uid);
         if let Some(netns) = self.netns.remove(uid) {
-            errors.extend(route::remove(&netns).err());
+            errors.extend(clean_netns(&netns).err());
         }
         CaptureError::collect(errors)
     }
@@ -225,7 +276,7 @@ pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
 
 /// See [`super::clean_netns`].
 pub fn clean_netns(netns: &Netns) -> Result<(), CaptureError> {
-    route::remove(netns)
+    guard::remove_filters(netns).and(route::remove(netns))
 }
 
 /// Removes map entries of pods without pins: a daemon was killed between one step and the next.

@@ -21,23 +21,16 @@ pub struct Object {
 impl Object {
     /// Loads all programs. Maps that are pinned already are used on.
     pub fn load(pins: &Pins) -> Result<Self, CaptureError> {
-        let bytes = embedded().ok_or(CaptureError::NotInBuild)?;
         let has_set_retval = u8::from(has_set_retval());
         let log_level = if is_logging() { AYA_DEBUG } else { 0 };
-        let mut loader = EbpfLoader::new();
-        // No relocation needs the kernel's own BTF, and parsing it takes memory and time.
-        loader
-            .btf(None)
-            .verifier_log_level(VerifierLogLevel::DISABLE);
+        let mut loader = loader();
         loader.override_global("RDR_HAS_SET_RETVAL", &has_set_retval, true);
         loader.override_global("AYA_LOG_LEVEL", &log_level, true);
-        for name in names::ALL {
-            loader.map_pin_path(name, pins.map(name));
-        }
-        let mut ebpf = loader
-            .load(bytes)
-            .map_err(|error| CaptureError::kernel("load", "the eBPF object", &error))?;
+        let mut ebpf = open(&mut loader, pins)?;
         for (name, program) in ebpf.programs_mut() {
+            if SINGLES.contains(&name) {
+                continue;
+            }
             load(program)
                 .map_err(|error| CaptureError::kernel("load the eBPF program", name, &error))?;
         }
@@ -58,17 +51,7 @@ impl Object {
 
     /// A program's descriptor.
     pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, CaptureError> {
-        let missing = || CaptureError::Kernel {
-            call: "find",
-            object: format!("program {name}"),
-            cause: "it is not in the eBPF object".into(),
-            hint: "; the programs were built from other sources than the daemon",
-        };
-        let program = self.ebpf.program(name).ok_or_else(missing)?;
-        Ok(program
-            .fd()
-            .map_err(|error| CaptureError::kernel("use program", name, &error))?
-            .as_fd())
+        descriptor(&self.ebpf, name)
     }
 
     /// Passes on what the programs log, if they do. Inside the daemon's runtime.
@@ -92,8 +75,76 @@ impl Object {
     }
 }
 
+/// Programs that are loaded by themselves, once for each value of their constant that is in use.
+const SINGLES: [&str; 2] = ["rdr_guard", "rdr_refuse"];
+
+/// One program with a value of its constant.
+pub struct Single {
+    ebpf: Ebpf,
+    name: &'static str,
+}
+
+impl Single {
+    /// Loads the program `name` with `value` for its constant. It shares the pinned maps with all others.
+    pub fn load(
+        pins: &Pins,
+        name: &'static str,
+        constant: &'static str,
+        value: u32,
+    ) -> Result<Self, CaptureError> {
+        let mut loader = loader();
+        loader.override_global(constant, &value, true);
+        let mut ebpf = open(&mut loader, pins)?;
+        if let Some(program) = ebpf.program_mut(name) {
+            load(program)
+                .map_err(|error| CaptureError::kernel("load the eBPF program", name, &error))?;
+        }
+        Ok(Self { ebpf, name })
+    }
+
+    pub fn fd(&self) -> Result<BorrowedFd<'_>, CaptureError> {
+        descriptor(&self.ebpf, self.name)
+    }
+}
+
+fn loader<'a>() -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    // No relocation needs the kernel's own BTF, and parsing it takes memory and time.
+    loader
+        .btf(None)
+        .verifier_log_level(VerifierLogLevel::DISABLE);
+    loader
+}
+
+/// Reads the object, with maps that are pinned where they belong.
+fn open(loader: &mut EbpfLoader<'_>, pins: &Pins) -> Result<Ebpf, CaptureError> {
+    let bytes = embedded().ok_or(CaptureError::NotInBuild)?;
+    for name in names::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader
+        .load(bytes)
+        .map_err(|error| CaptureError::kernel("load", "the eBPF object", &error))
+}
+
+fn descriptor<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, CaptureError> {
+    let missing = || CaptureError::Kernel {
+        call: "find",
+        object: format!("program {name}"),
+        cause: "it is not in the eBPF object".into(),
+        hint: "; the programs were built from other sources than the daemon",
+    };
+    let program = ebpf.program(name).ok_or_else(missing)?;
+    Ok(program
+        .fd()
+        .map_err(|error| CaptureError::kernel("use program", name, &error))?
+        .as_fd())
+}
+
 fn load(program: &mut Program) -> Result<(), ProgramError> {
     match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),

@@ -17,7 +17,7 @@ use std::{
 
 use redirect_common::ABI_VERSION;
 
-use super::super::CaptureError;
+use super::{super::CaptureError, guard};
 use crate::{
     pod::PodUid,
     sys::{bpf, bpffs},
@@ -213,15 +213,16 @@ fn remove_pod(pod: &Path) -> Result<(), CaptureError> {
     CaptureError::collect(errors)
 }
 
-/// Detaches all links in a folder, those of connects first, and removes it.
+/// Detaches all links in a folder, and removes it: first the guard, which would drop what is no longer captured, then connects.
 pub fn remove_links(folder: &Path) -> Result<(), CaptureError> {
     let mut links = entries(folder)?;
     links.sort_by_key(|link| {
-        !link
-            .file_name()
-            .unwrap_or_default()
-            .as_encoded_bytes()
-            .starts_with(b"connect")
+        let name = link.file_name().unwrap_or_default().as_encoded_bytes();
+        let first = [guard::PIN, "connect"];
+        first
+            .iter()
+            .position(|start| name.starts_with(start.as_bytes()))
+            .unwrap_or(first.len())
     });
     let mut errors = Vec::new();
     for link in links {

@@ -17,18 +17,17 @@ use nix::libc;
 use redirect_common::{Addr, decide};
 use rtnetlink::{
     RouteMessageBuilder,
-    packet_core::{
-        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-        NetlinkPayload,
-    },
+    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         route::{RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
-use super::super::CaptureError;
+use super::{
+    super::CaptureError,
+    netlink::{is, request},
+};
 use crate::sys::netns::Netns;
 
 /// Of `lo`, in every network namespace (kernel: LOOPBACK_IFINDEX).
@@ -163,38 +162,6 @@ fn ours(family: AddressFamily) -> io::Result<Vec<RouteMessage>> {
     Ok(routes.collect())
 }
 
-/// Sends one message to the kernel and reads until it has been answered for good.
-fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut packet = NetlinkMessage::from(message);
-    packet.header.flags = NLM_F_REQUEST | flags;
-    packet.finalize();
-    let mut bytes = vec![0; packet.buffer_len()];
-    packet.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-
-    let mut answers = Vec::new();
-    loop {
-        let (bytes, _) = socket.recv_from_full()?;
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(io::Error::other)?;
-            // Messages lie at multiples of four bytes (NLMSG_ALIGN).
-            let length = (answer.header.length as usize).next_multiple_of(4);
-            rest = rest.get(length.max(4)..).unwrap_or_default();
-            match answer.payload {
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
-                NetlinkPayload::InnerMessage(message) => answers.push(message),
-                _ => {}
-            }
-        }
-    }
-}
-
 /// Runs `f` inside the namespace: a netlink socket belongs to the one that it was made in.
 fn in_netns(
     netns: &Netns,
@@ -207,10 +174,4 @@ fn in_netns(
 
 fn has_ipv6() -> bool {
     std::net::TcpListener::bind("[::1]:0").is_ok()
-}
-
-fn is(error: &io::Error, errnos: &[i32]) -> bool {
-    error
-        .raw_os_error()
-        .is_some_and(|errno| errnos.contains(&errno))
 }

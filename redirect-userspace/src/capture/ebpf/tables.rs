@@ -30,6 +30,7 @@ pub struct Tables {
     flows: Table<FlowKey, Plain<OrigDstEntry>>,
     dns: Table<DnsKey, Plain<DnsEntry>>,
     settings: Array<MapData, Plain<Settings>>,
+    proxies: HashMap<MapData, u64, u8>,
 }
 
 impl Tables {
@@ -44,6 +45,7 @@ impl Tables {
             flows: typed(object, names::FLOWS)?,
             dns: typed(object, names::DNS)?,
             settings: typed(object, names::SETTINGS)?,
+            proxies: typed(object, names::PROXIES)?,
         })
     }
 
@@ -55,6 +57,17 @@ impl Tables {
         self.settings
             .set(0, Plain(settings), 0)
             .map_err(at(names::SETTINGS, "the settings"))
+    }
+
+    /// Tells the guard the proxy's cgroup. Those of earlier daemons go: their ids are not given out again.
+    pub fn set_proxy(&mut self, cgroup: u64) -> Result<(), CaptureError> {
+        let fail = at(names::PROXIES, cgroup);
+        self.proxies.insert(cgroup, 1, 0).map_err(&fail)?;
+        let present: Vec<_> = self.proxies.keys().filter_map(Result::ok).collect();
+        for other in present.iter().filter(|other| **other != cgroup) {
+            ignore_missing(self.proxies.remove(other)).map_err(&fail)?;
+        }
+        Ok(())
     }
 
     /// Cookies of the network namespaces of all pods that the programs know.
@@ -76,6 +89,7 @@ impl Tables {
         netns_cookie: u64,
         pod: &Pod,
         exempt: &[u64],
+        is_guarded: bool,
         dns: bool,
     ) -> Result<u32, CaptureError> {
         let known = self.pods.get(&netns_cookie, 0).map(|entry| entry.0).ok();
@@ -83,7 +97,7 @@ impl Tables {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(pod, number, !exempt.is_empty(), dns);
+        let entry = entry(pod, number, !exempt.is_empty(), is_guarded, dns);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
@@ -223,7 +237,7 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(pod: &Pod, number: u32, has_exempt: bool, dns: bool) -> PodEntry {
+fn entry(pod: &Pod, number: u32, has_exempt: bool, is_guarded: bool, dns: bool) -> PodEntry {
     let first = |want_v4: bool| {
         pod.ips
             .iter()
@@ -246,6 +260,7 @@ fn entry(pod: &Pod, number: u32, has_exempt: bool, dns: bool) -> PodEntry {
             options.capture_metadata_address,
             pod_flags::CAPTURE_METADATA,
         ),
+        (is_guarded, pod_flags::GUARDED),
     ];
     PodEntry {
         v4: first(true).map_or(Addr::UNSPECIFIED, Addr::from),

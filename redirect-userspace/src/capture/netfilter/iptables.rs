@@ -5,8 +5,8 @@ use std::{fmt, path::PathBuf};
 use super::{
     NetfilterError,
     listing::{Listing, differences},
-    plan::{Family, Hook, Plan},
-    render::iptables::{self as text, builtin, chain_name},
+    plan::{Family, Hook, Plan, Table},
+    render::iptables::{self as text, builtin},
     tool::{self, ToolError},
 };
 use crate::sys::netns;
@@ -85,12 +85,7 @@ impl Programs {
     /// Applies `plan` in the calling thread's namespace.
     pub fn apply(&self, plan: &Plan) -> Result<(), NetfilterError> {
         let found = self.list()?;
-        if found.incompatible.iter().any(|table| table == "nat") {
-            return Err(NetfilterError::Incompatible);
-        }
-        if let Some(chain) = text::foreign(plan, &found) {
-            return Err(NetfilterError::ForeignChain(chain));
-        }
+        check(plan, &found)?;
         if let Err(first) = self.restore(&text::apply(plan, &found)) {
             // What was found may have changed meanwhile; if not, nothing is tried twice.
             let now = self.list()?;
@@ -118,9 +113,11 @@ impl Programs {
     /// are there, conntrack follows every connection. A failure leaves only that.
     fn remove_idle_chains(&self, found: &Listing) {
         let program = self.save.to_string_lossy().replace("-save", "");
-        for chain in [Hook::Output, Hook::Prerouting].map(builtin) {
-            if found.is_idle(chain) {
-                let _ = tool::run(program.as_ref(), &["-t", "nat", "-X", chain], "");
+        for table in Table::ALL {
+            for chain in Hook::ALL.map(builtin) {
+                if found.is_idle(table, chain) {
+                    let _ = tool::run(program.as_ref(), &["-t", table.name(), "-X", chain], "");
+                }
             }
         }
         let Some(nft) = tool::find("nft") else {
@@ -130,9 +127,11 @@ impl Programs {
             true => "ip6",
             false => "ip",
         };
-        let table = tool::run(&nft, &["list", "table", family, "nat"], "");
-        if table.is_ok_and(|table| table.lines().count() == 2) {
-            let _ = tool::run(&nft, &["delete", "table", family, "nat"], "");
+        for name in Table::ALL.map(Table::name) {
+            let table = tool::run(&nft, &["list", "table", family, name], "");
+            if table.is_ok_and(|table| table.lines().count() == 2) {
+                let _ = tool::run(&nft, &["delete", "table", family, name], "");
+            }
         }
     }
 
@@ -147,32 +146,62 @@ impl Programs {
     }
 }
 
+/// Whether somebody else is where the rules of `plan` belong.
+pub fn check(plan: &Plan, found: &Listing) -> Result<(), NetfilterError> {
+    let used = |table: &&String| plan.chains.iter().any(|c| c.table.name() == **table);
+    if let Some(table) = found.incompatible.iter().find(used) {
+        return Err(NetfilterError::Incompatible(table.clone()));
+    }
+    match text::foreign(plan, found) {
+        Some(chain) => Err(NetfilterError::ForeignChain(chain)),
+        None => Ok(()),
+    }
+}
+
 /// How `found` differs from `expected`, in the chains of `plan`.
 pub fn compare(plan: &Plan, expected: &Listing, found: &Listing) -> Vec<String> {
     let mut told = Vec::new();
-    let ours = text::ours(found);
-    for chain in &plan.chains {
-        let (builtin, name) = (builtin(chain.hook), chain_name(plan.mode, chain.hook));
-        let jump = &expected.rules(builtin)[0];
-        let rules = found.rules(builtin);
-        match rules.iter().position(|rule| rule == jump) {
-            None => told.push(format!("{builtin}: the jump to {name} is missing: {jump}")),
-            Some(0) => {}
-            Some(at) => told.push(format!(
-                "{builtin}: the order is wrong: the jump to {name} is rule {} and not the first, which is: {}",
-                at + 1,
-                rules[0]
-            )),
+    for table in Table::ALL {
+        let of_table = compare_table(plan, table, expected, found).into_iter();
+        told.extend(of_table.map(|what| match table {
+            Table::Nat => format!("{} {what}", plan.family),
+            _ => format!("{} {} {what}", plan.family, table.name()),
+        }));
+    }
+    told
+}
+
+fn compare_table(plan: &Plan, table: Table, expected: &Listing, found: &Listing) -> Vec<String> {
+    let mut told = Vec::new();
+    let ours = text::ours(found, table);
+    for builtin in Hook::ALL.map(builtin) {
+        let rules = found.rules(table, builtin);
+        // Where only the plan is in force, all rules of the kernel's own chains are jumps to ours.
+        for (index, jump) in expected.rules(table, builtin).iter().enumerate() {
+            let name = jump.rsplit(' ').next().unwrap_or_default();
+            match rules.iter().position(|rule| rule == jump) {
+                None => told.push(format!("{builtin}: the jump to {name} is missing: {jump}")),
+                Some(at) if at == index => {}
+                Some(at) => told.push(format!(
+                    "{builtin}: the order is wrong: the jump to {name} is rule {} and not the {}, which is: {}",
+                    at + 1,
+                    ["first", "second", "third"].get(index).unwrap_or(&"next"),
+                    rules[index]
+                )),
+            }
         }
+    }
+    for name in text::names(plan, table) {
         if !ours.contains(&name) {
             told.push(format!("{name}: the chain is missing"));
             continue;
         }
-        told.extend(differences(name, expected.rules(name), found.rules(name)));
+        let (expected, found) = (expected.rules(table, name), found.rules(table, name));
+        told.extend(differences(name, expected, found));
     }
-    let expected_jumps = expected.jumps_to(&text::ours(expected));
-    let mut left = expected_jumps.clone();
-    for jump in found.jumps_to(&ours) {
+    let expected_chains = text::ours(expected, table);
+    let mut left = expected.jumps_to(table, &expected_chains);
+    for jump in found.jumps_to(table, &ours) {
         match left.iter().position(|expected| *expected == jump) {
             Some(at) => _ = left.swap_remove(at),
             None => told.push(format!(
@@ -181,12 +210,9 @@ pub fn compare(plan: &Plan, expected: &Listing, found: &Listing) -> Vec<String> 
             )),
         }
     }
-    let expected_chains = text::ours(expected);
     let extra = ours.iter().filter(|chain| !expected_chains.contains(chain));
     told.extend(extra.map(|chain| format!("{chain}: the chain should not be there")));
-    told.into_iter()
-        .map(|what| format!("{} {what}", plan.family))
-        .collect()
+    told
 }
 
 /// What is known of one variant in a namespace.

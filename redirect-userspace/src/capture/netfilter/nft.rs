@@ -1,4 +1,4 @@
-//! The program `nft`: applying, verifying and cleaning our table.
+//! The program `nft`: applying, verifying and cleaning our tables.
 
 use std::path::PathBuf;
 
@@ -6,13 +6,17 @@ use super::{
     NetfilterError,
     listing::differences,
     plan::Plan,
-    render::nft::{self as text, TABLE},
+    render::nft::{self as text, TABLES},
     tool::{self, ToolError},
 };
 use crate::sys::netns;
 
+const NAT: &str = "redirect-nat";
+
 /// Chains by name, with the lines of each.
 type Chains = Vec<(String, Vec<String>)>;
+/// Tables by name, with the text of each.
+pub type Listed = Vec<(&'static str, String)>;
 
 pub struct Nft {
     program: PathBuf,
@@ -29,41 +33,69 @@ impl Nft {
         Ok(())
     }
 
-    /// Our table in the calling thread's namespace, as `nft` writes it without counts; `None` if there is none.
-    pub fn list(&self) -> Result<Option<String>, ToolError> {
+    /// Our tables in the calling thread's namespace, as `nft` writes them without counts, by their names.
+    pub fn list(&self) -> Result<Listed, ToolError> {
         let tables = tool::run(&self.program, &["list", "tables", "inet"], "")?;
-        let name = format!("table inet {TABLE}");
-        if !tables.lines().any(|line| line.trim() == name) {
-            return Ok(None);
+        let mut listed = Vec::new();
+        for (_, name) in TABLES {
+            let wanted = format!("table inet {name}");
+            if tables.lines().any(|line| line.trim() == wanted) {
+                let list = ["--stateless", "-nn", "list", "table", "inet", name];
+                listed.push((name, tool::run(&self.program, &list, "")?));
+            }
         }
-        let list = ["--stateless", "-nn", "list", "table", "inet", TABLE];
-        tool::run(&self.program, &list, "").map(Some)
+        Ok(listed)
     }
 
-    /// Removes our table from the calling thread's namespace; whether there was one.
+    /// Removes our tables from the calling thread's namespace; whether there was one.
     pub fn clean(&self) -> Result<bool, ToolError> {
-        if self.list()?.is_none() {
-            return Ok(false);
+        let listed = self.list()?;
+        let names = listed.iter().map(|(name, _)| name);
+        let deletions: String = names
+            .map(|name| format!("delete table inet {name}\n"))
+            .collect();
+        if !listed.is_empty() {
+            tool::run(&self.program, &["-f", "-"], &deletions)?;
         }
-        tool::run(&self.program, &["delete", "table", "inet", TABLE], "")?;
-        Ok(true)
+        Ok(!listed.is_empty())
     }
 
     /// What `list` says where `plans` are in force, from a namespace made for it. Fails where they cannot be applied.
-    pub fn expect(&self, plans: &[Plan]) -> Result<String, NetfilterError> {
+    pub fn expect(&self, plans: &[Plan]) -> Result<Listed, NetfilterError> {
         netns::in_new(|| {
             self.apply(plans)?;
-            Ok(self.list()?.unwrap_or_default())
+            Ok(self.list()?)
         })
         .map_err(NetfilterError::Namespace)?
     }
 }
 
-/// How the table `found` differs from `expected`.
-pub fn compare(expected: &str, found: Option<&str>) -> Vec<String> {
-    let Some(found) = found else {
-        return vec![format!("table inet {TABLE} is missing")];
-    };
+/// How the tables in `found` differ from `expected`.
+pub fn compare(expected: &Listed, found: &Listed) -> Vec<String> {
+    let mut told = Vec::new();
+    for (name, table) in expected {
+        match found.iter().find(|(found, _)| found == name) {
+            None => told.push(format!("table inet {name} is missing")),
+            Some((_, found)) => {
+                told.extend(
+                    compare_table(table, found)
+                        .into_iter()
+                        .map(|what| match *name {
+                            NAT => what,
+                            _ => format!("{name}: {what}"),
+                        }),
+                )
+            }
+        }
+    }
+    let extra = found
+        .iter()
+        .filter(|(name, _)| !expected.iter().any(|(expected, _)| expected == name));
+    told.extend(extra.map(|(name, _)| format!("table inet {name} should not be there")));
+    told
+}
+
+fn compare_table(expected: &str, found: &str) -> Vec<String> {
     let (expected, found) = (chains(expected), chains(found));
     let mut told = Vec::new();
     for (name, rules) in &expected {
@@ -128,9 +160,17 @@ mod tests {
                 &["table: rule 1 should not be there: flags dormant"],
             ),
         ];
+        let listed = |text: &str| vec![("redirect-nat", text.to_owned())];
         for (found, told) in cases {
-            assert_eq!(compare(TABLE, Some(&found)), told, "{found}");
+            assert_eq!(compare(&listed(TABLE), &listed(&found)), told, "{found}");
         }
-        assert_eq!(compare(TABLE, None), ["table inet redirect-nat is missing"]);
+        assert_eq!(
+            compare(&listed(TABLE), &Vec::new()),
+            ["table inet redirect-nat is missing"]
+        );
+        assert_eq!(
+            compare(&Vec::new(), &listed(TABLE)),
+            ["table inet redirect-nat should not be there"]
+        );
     }
 }

@@ -1,29 +1,30 @@
-//! What netfilter has to do in a pod's network namespace, as data: pure, so that every form has a golden file.
+//! What netfilter has to do in a network namespace, as data: pure, so that every form has a golden file.
 //!
-//! All rules are in the `nat` table, which sees the first packet of each connection only.
+//! [`pod`] makes the plan of a captured pod's namespace, [`host`] those of the node's: for probes, and for `mode: node`.
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::{fmt, net::IpAddr, net::SocketAddr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use redirect_common::ports;
+use ipnet::IpNet;
+
+pub mod host;
+pub mod pod;
+
+pub use pod::{Needs, Probed, Selection};
 
 /// Packets of a proxy that is exempt by mark, as `value/mask`.
 pub const PROXY_MARK: (u32, u32) = (0x539, 0xfff);
 /// Packets of the proxy's connections to apps, whose source is the client's address.
 pub const CLIENT_MARK: (u32, u32) = (0x111, 0xfff);
+/// Connections of a prober that leave the node's namespace for a captured pod. In conntrack only: no packet carries it.
+pub const PROBE_MARK: (u32, u32) = (0x112, 0xfff);
 /// The proxy's user in rules of the sidecar form.
 pub const PROXY_UID: u32 = 1337;
-/// Envoy's metrics, which dashboards made for the sidecar form ask for.
-const SIDECAR_METRICS: u16 = 15090;
 
 /// Rules of one address family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub family: Family,
-    pub mode: Mode,
+    pub form: Form,
     pub chains: Vec<Chain>,
 }
 
@@ -33,7 +34,7 @@ pub enum Family {
     Ipv6,
 }
 
-/// Where the proxy is.
+/// Where the proxy is that a pod's rules lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// In the node's daemon, with listeners inside the pod's namespace.
@@ -42,19 +43,58 @@ pub enum Mode {
     Dedicated,
 }
 
-/// A chain that all TCP packets of a hook go through.
+/// What a set of rules is for. A namespace has rules of one form at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// In a pod, for a proxy that is [there or not](Mode).
+    Pod(Mode),
+    /// On the node: its prober's connections to captured pods leave from the address of probes.
+    Probes,
+    /// On the node: captured pods are sent to the listeners there.
+    Node,
+}
+
+/// Rules that packets go through which are like one of `entries`, in every respect of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
+    pub table: Table,
     pub hook: Hook,
+    pub role: Role,
+    pub entries: Vec<Vec<Match>>,
     pub rules: Vec<Rule>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// In the order in which a packet meets them at a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Table {
+    /// Before conntrack.
+    Raw,
+    /// Each packet.
+    Mangle,
+    /// The first packet of each connection.
+    Nat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hook {
     /// Packets that processes in the namespace send.
     Output,
     /// Packets that arrive.
     Prerouting,
+    /// Packets that leave, those that are passed on included.
+    Postrouting,
+}
+
+/// What a chain does, which its name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Outbound,
+    Inbound,
+    Probes,
+    ProbeGuard,
+    NodeGuard,
+    NodeOutbound,
+    NodeInbound,
 }
 
 /// What a packet must be like, in every respect, and what becomes of it then.
@@ -68,14 +108,26 @@ pub struct Rule {
 pub enum Match {
     OutLoopback,
     InLoopback,
+    /// Arrived on this interface.
+    In(String),
     Uid(u32),
     Cgroup(CgroupPath),
+    /// The packet's, as value and mask.
     Mark(u32, u32),
+    /// That of its connection.
+    ConnMark(u32, u32),
+    Source(IpNet),
     Destination(IpNet),
+    /// The destination is an address of this namespace.
+    ToLocal,
     Tcp,
     /// The first packet of a connection's own: SYN without ACK, RST and FIN.
     TcpSyn,
-    TcpPort(u16),
+    Udp,
+    Sctp,
+    /// Destination port; beside one of the protocols.
+    Port(u16),
+    SourcePort(u16),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +136,18 @@ pub enum Action {
     Return,
     /// To this port of the namespace itself.
     Redirect(u16),
+    /// To this address of the namespace itself.
+    Deliver(SocketAddr),
+    /// From this address.
+    From(IpAddr),
+    /// A process that sends it is told so at once.
+    Drop,
+    SetMark(u32, u32),
+    SetConnMark(u32, u32),
+    /// Conntrack of its own: the same addresses and ports elsewhere are another connection.
+    Zone(u16),
+    /// No conntrack, and so no rule of `nat`.
+    Untracked,
 }
 
 /// A cgroup v2 under the names that netfilter's tools want.
@@ -113,140 +177,49 @@ pub enum Exemption {
     Uid(u32),
 }
 
-/// What is asked of the rules of one pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Needs {
-    pub mode: Mode,
-    pub exemption: Exemption,
-    /// Further cgroups that are left alone.
-    pub exempt_cgroups: Vec<CgroupPath>,
-    pub exclude_outbound_ports: Vec<u16>,
-    pub exclude_outbound_cidrs: Vec<IpNet>,
-    pub capture_metadata_address: bool,
-    /// Whether connections in plaintext from outside go to the inbound listener.
-    pub capture_inbound: bool,
-}
-
-impl Needs {
-    pub fn plan(&self, family: Family) -> Plan {
-        let mut chains = vec![Chain {
-            hook: Hook::Output,
-            rules: self.outbound(family),
-        }];
-        if self.capture_inbound {
-            chains.push(Chain {
-                hook: Hook::Prerouting,
-                rules: self.inbound(),
-            });
-        }
-        Plan {
-            family,
-            mode: self.mode,
-            chains,
-        }
-    }
-
-    fn outbound(&self, family: Family) -> Vec<Rule> {
-        // Loopback, and the pod's own addresses: the kernel delivers both over `lo`.
-        let mut rules = vec![leave([Match::OutLoopback])];
-        rules.extend(match &self.exemption {
-            Exemption::Cgroup(cgroup) => vec![leave([Match::Cgroup(cgroup.clone())])],
-            Exemption::Mark => [PROXY_MARK, CLIENT_MARK]
-                .map(|(value, mask)| leave([Match::Mark(value, mask)]))
-                .into(),
-            Exemption::Uid(uid) => vec![leave([Match::Uid(*uid)])],
-        });
-        let exempt = self.exempt_cgroups.iter().cloned();
-        rules.extend(exempt.map(|cgroup| leave([Match::Cgroup(cgroup)])));
-        let untouched = self.untouched(family).into_iter();
-        rules.extend(untouched.map(|network| leave([Match::Destination(network)])));
-        let mut ports = self.exclude_outbound_ports.clone();
-        ports.sort_unstable();
-        ports.dedup();
-        rules.extend(
-            ports
-                .into_iter()
-                .map(|port| leave([Match::Tcp, Match::TcpPort(port)])),
-        );
-        rules.push(self.redirect(ports::OUTBOUND));
-        rules
-    }
-
-    /// Destinations that are left alone.
-    fn untouched(&self, family: Family) -> Vec<IpNet> {
-        const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-        let mut networks: Vec<IpNet> = Vec::new();
-        if self.mode == Mode::Dedicated {
-            networks.push(match family {
-                Family::Ipv4 => IpNet::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST)),
-                Family::Ipv6 => IpNet::from(std::net::IpAddr::from(Ipv6Addr::LOCALHOST)),
-            });
-        }
-        match family {
-            Family::Ipv4 if !self.capture_metadata_address => {
-                networks.push(Ipv4Net::from(METADATA).into());
-            }
-            Family::Ipv4 => {}
-            // An original destination says no interface, without which these addresses mean nothing.
-            Family::Ipv6 => networks.push(
-                Ipv6Net::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)
-                    .expect("10 is at most 128")
-                    .into(),
-            ),
-        }
-        let mut excluded: Vec<IpNet> = self
-            .exclude_outbound_cidrs
-            .iter()
-            .map(IpNet::trunc)
-            .filter(|network| family.has(network))
-            .collect();
-        excluded.sort();
-        excluded.dedup();
-        networks.extend(excluded);
-        networks
-    }
-
-    fn inbound(&self) -> Vec<Rule> {
-        let pass: &[u16] = match self.mode {
-            Mode::Shared => &[ports::INBOUND_HBONE],
-            // Where the proxy serves them itself.
-            Mode::Dedicated => &[
-                ports::INBOUND_HBONE,
-                ports::METRICS,
-                ports::READINESS,
-                SIDECAR_METRICS,
-            ],
-        };
-        let mut rules = Vec::new();
-        if self.mode == Mode::Shared {
-            rules.push(leave([Match::InLoopback]));
-        }
-        rules.extend(
-            pass.iter()
-                .map(|port| leave([Match::Tcp, Match::TcpPort(*port)])),
-        );
-        rules.push(self.redirect(ports::INBOUND_PLAINTEXT));
-        rules
-    }
-
-    fn redirect(&self, port: u16) -> Rule {
-        // Conntrack takes the next packet of a connection that is older than the rules for the first of a new one: in a
-        // pod that runs already, only a SYN says that a connection begins. A dedicated proxy is there before its app.
-        let first = match self.mode {
-            Mode::Shared => Match::TcpSyn,
-            Mode::Dedicated => Match::Tcp,
-        };
-        Rule {
-            matches: vec![first],
-            action: Action::Redirect(port),
-        }
-    }
-}
-
 impl Plan {
     /// How many rules there are, without the jumps to them.
     pub fn rules(&self) -> usize {
         self.chains.iter().map(|chain| chain.rules.len()).sum()
+    }
+
+    pub fn chains_of(&self, table: Table) -> impl Iterator<Item = &Chain> {
+        self.chains.iter().filter(move |chain| chain.table == table)
+    }
+}
+
+impl Table {
+    pub const ALL: [Self; 3] = [Self::Raw, Self::Mangle, Self::Nat];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Mangle => "mangle",
+            Self::Nat => "nat",
+        }
+    }
+}
+
+impl Hook {
+    pub const ALL: [Self; 3] = [Self::Output, Self::Prerouting, Self::Postrouting];
+}
+
+impl Family {
+    pub const BOTH: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    pub fn has(self, network: &IpNet) -> bool {
+        matches!(
+            (self, network),
+            (Self::Ipv4, IpNet::V4(_)) | (Self::Ipv6, IpNet::V6(_))
+        )
+    }
+
+    /// Those of `addresses` that are of this family.
+    pub fn of(self, addresses: &[IpAddr]) -> Vec<IpAddr> {
+        let canonical = addresses.iter().map(IpAddr::to_canonical);
+        canonical
+            .filter(|address| address.is_ipv4() == (self == Self::Ipv4))
+            .collect()
     }
 }
 
@@ -259,20 +232,27 @@ impl fmt::Display for Family {
     }
 }
 
-impl Family {
-    pub const BOTH: [Self; 2] = [Self::Ipv4, Self::Ipv6];
-
-    fn has(self, network: &IpNet) -> bool {
-        matches!(
-            (self, network),
-            (Self::Ipv4, IpNet::V4(_)) | (Self::Ipv6, IpNet::V6(_))
-        )
+/// A rule, unless there is nothing that it could match.
+fn rule(matches: impl Into<Vec<Match>>, action: Action) -> Rule {
+    Rule {
+        matches: matches.into(),
+        action,
     }
 }
 
-fn leave<const N: usize>(matches: [Match; N]) -> Rule {
-    Rule {
-        matches: matches.into(),
-        action: Action::Return,
-    }
+/// Only chains that have rules are made.
+fn chain(
+    table: Table,
+    hook: Hook,
+    role: Role,
+    entries: Vec<Vec<Match>>,
+    rules: Vec<Rule>,
+) -> Option<Chain> {
+    (!rules.is_empty()).then_some(Chain {
+        table,
+        hook,
+        role,
+        entries,
+        rules,
+    })
 }

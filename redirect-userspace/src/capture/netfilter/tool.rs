@@ -1,12 +1,18 @@
 //! Netfilter's programs: where they are, and running them.
 
 use std::{
+    fs,
     io::{self, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
 };
 
+use nix::sys::stat::{major, minor};
+
+/// Of iptables-legacy, for all network namespaces.
+const LOCK: &str = "/run/xtables.lock";
 /// Searched in this order. Not `PATH`: who runs rules as root runs no program of a directory that others may choose.
 const DIRECTORIES: [&str; 5] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin"];
 
@@ -18,7 +24,7 @@ pub enum ToolError {
     Failed {
         command: String,
         message: String,
-        hint: &'static str,
+        hint: String,
     },
 }
 
@@ -75,12 +81,16 @@ pub fn run(program: &Path, args: &[&str], input: &str) -> Result<String, ToolErr
 }
 
 /// What an operator can do.
-fn hint(message: &str) -> &'static str {
+fn hint(message: &str) -> String {
     let lower = message.to_lowercase();
     let says = |words: &str| lower.contains(words);
     if says("xtables lock") {
-        "; another program holds /run/xtables.lock: see `fuser /run/xtables.lock`"
-    } else if says("permission denied") || says("not permitted") {
+        return match lock_holder() {
+            Some(holder) => format!("; another program holds {LOCK}: {holder}"),
+            None => format!("; another program holds {LOCK}: see `fuser {LOCK}`"),
+        };
+    }
+    let hint = if says("permission denied") || says("not permitted") {
         "; run as root, or with CAP_NET_ADMIN in the pod's namespace"
     } else if says("cgroup") {
         "; the kernel may lack the match for cgroups (xt_cgroup, nft_socket), or the cgroup is gone"
@@ -88,7 +98,31 @@ fn hint(message: &str) -> &'static str {
         "; the kernel may lack a module of netfilter (nat, REDIRECT, owner, mark, cgroup)"
     } else {
         ""
-    }
+    };
+    hint.to_owned()
+}
+
+/// Process id and name of who holds the lock of iptables-legacy now, if that can be seen from here.
+fn lock_holder() -> Option<String> {
+    let lock = fs::metadata(LOCK).ok()?;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let device = (major(lock.dev()), minor(lock.dev()));
+    let pid = holder(&locks, device, lock.ino())?;
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(format!("process {pid} ({})", name.trim()))
+}
+
+/// Who holds a lock on the whole file, from the text of /proc/locks (proc(5)).
+fn holder(locks: &str, (major, minor): (u64, u64), inode: u64) -> Option<u32> {
+    let file = format!("{major:02x}:{minor:02x}:{inode}");
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        // One that waits has an arrow in front: `1: -> FLOCK …`.
+        match words[..] {
+            [_, "FLOCK", _, "WRITE", pid, of, ..] if of == file => pid.parse().ok(),
+            _ => None,
+        }
+    })
 }
 
 #[cfg(test)]
@@ -109,6 +143,15 @@ mod tests {
         let error = run(&shell, &["-c", "exit 3"], "").unwrap_err().to_string();
         assert!(error.contains("exit status: 3"), "{error}");
         assert!(find("no-such-program-of-netfilter").is_none());
+    }
+
+    #[test]
+    fn the_holder_of_a_lock() {
+        let locks = "1: POSIX  ADVISORY  WRITE 11 00:19:77 0 EOF\n2: FLOCK  ADVISORY  WRITE 12 00:19:78 0 EOF\n\
+            3: FLOCK  ADVISORY  WRITE 13 00:19:77 0 EOF\n3: -> FLOCK  ADVISORY  WRITE 14 00:19:77 0 EOF\n";
+        assert_eq!(holder(locks, (0, 0x19), 77), Some(13));
+        assert_eq!(holder(locks, (0, 0x19), 79), None);
+        assert_eq!(holder("", (0, 0x19), 77), None);
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub struct Args {
     /// Set SO_BINDTODEVICE.
     #[arg(long)]
     device: Option<String>,
+    /// Set SO_MARK.
+    #[arg(long)]
+    mark: Option<u32>,
     /// Ask for Multipath TCP.
     #[arg(long)]
     mptcp: bool,
@@ -94,6 +97,9 @@ impl Connection {
             socket
                 .bind_device(Some(device.as_bytes()))
                 .map_err(of("SO_BINDTODEVICE"))?;
+        }
+        if let Some(mark) = args.mark {
+            socket.set_mark(mark).map_err(of("SO_MARK"))?;
         }
         if let Some(size) = args.receive_buffer {
             socket.set_recv_buffer_size(size).map_err(of("SO_RCVBUF"))?;

@@ -1,5 +1,6 @@
 //! What runs inside pods: small clients and servers with exact socket behaviour. One JSON event per line on standard output.
 
+mod attack;
 mod capture_and_panic;
 mod connect;
 mod dns_ask;
@@ -28,6 +29,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Send bytes by a raw or packet socket.
+    Attack(attack::Args),
     /// Join a cgroup and a network namespace, then become another program.
     Enter(enter::Args),
     /// Make a listener and give it away on standard input.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         allow_many_files();
     }
     let result = match command {
+        Command::Attack(args) => attack::run(args),
         Command::Enter(args) => enter::run(args),
         Command::HandOver(args) => hand_over::run(args),
         Command::Serve(args) => serve::run(args),

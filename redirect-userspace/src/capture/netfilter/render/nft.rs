@@ -1,14 +1,15 @@
-//! Plans as the input of `nft -f`: one transaction that replaces our table.
+//! Plans as the input of `nft -f`: one transaction that replaces our tables.
 
 use std::fmt::Write;
 
-use super::super::plan::{Action, Chain, Family, Hook, Match, Plan, Rule};
+use super::super::plan::{Action, Chain, Family, Hook, Match, Plan, Role, Rule, Table};
 
-/// Our only table, of family `inet`.
-pub const TABLE: &str = "redirect-nat";
-
-/// Before the tables of others, which are at -100.
-const PRIORITY: i32 = -110;
+/// Our only tables, of family `inet`.
+pub const TABLES: [(Table, &str); 3] = [
+    (Table::Raw, "redirect-raw"),
+    (Table::Mangle, "redirect-mangle"),
+    (Table::Nat, "redirect-nat"),
+];
 
 /// Why a plan cannot be said to `nft`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,40 +22,77 @@ pub enum NftTextError {
     Unwritable(String),
 }
 
-/// Replaces the table by what `plans` (one per family) say.
+/// Replaces the tables by what `plans` (one per family) say.
 pub fn apply(plans: &[Plan]) -> Result<String, NftTextError> {
-    let mut chains = String::new();
-    for hook in [Hook::Output, Hook::Prerouting] {
-        let with: Vec<&Plan> = plans
-            .iter()
-            .filter(|plan| plan.chains.iter().any(|chain| chain.hook == hook))
-            .collect();
-        if with.is_empty() {
-            continue;
-        }
-        let name = name(hook);
-        let mut base = String::new();
-        for plan in with {
-            for chain in plan.chains.iter().filter(|chain| chain.hook == hook) {
-                chains += &family_chain(plan.family, chain)?;
-            }
-            let (protocol, of_family) = protocol(plan.family);
-            let jump = format!("jump {name}-{of_family}");
-            base += &format!("\t\tmeta nfproto {protocol} meta l4proto tcp counter {jump}\n");
-        }
-        let priority = format!("type nat hook {name} priority {PRIORITY}; policy accept;");
-        chains += &format!("\tchain {name} {{\n\t\t{priority}\n{base}\t}}\n");
-    }
+    let mut text = String::new();
     // A table must be there to be deleted, and what is deleted and made again in one transaction is never missing.
-    Ok(format!(
-        "add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n{chains}}}\n"
-    ))
+    for (_, name) in TABLES {
+        let _ = writeln!(text, "add table inet {name}\ndelete table inet {name}");
+    }
+    for (table, name) in TABLES {
+        let chains = chains(plans, table)?;
+        if !chains.is_empty() {
+            let _ = write!(text, "table inet {name} {{\n{chains}}}\n");
+        }
+    }
+    Ok(text)
 }
 
-fn name(hook: Hook) -> &'static str {
-    match hook {
+fn chains(plans: &[Plan], table: Table) -> Result<String, NftTextError> {
+    let mut chains = String::new();
+    for hook in Hook::ALL {
+        let mut base = String::new();
+        for plan in plans {
+            let of_hook = plan.chains_of(table).filter(|chain| chain.hook == hook);
+            for chain in of_hook {
+                let (protocol, of_family) = protocol(plan.family);
+                let name = format!("{}-{of_family}", name(chain));
+                let _ = writeln!(chains, "\tchain {name} {{");
+                for rule in &chain.rules {
+                    let _ = writeln!(chains, "\t\t{}", statement(plan.family, rule)?);
+                }
+                chains += "\t}\n";
+                for entry in &chain.entries {
+                    let words = matches(plan.family, entry)?.join(" ");
+                    let jump = format!("counter jump {name}");
+                    let _ = writeln!(base, "\t\tmeta nfproto {protocol} {words} {jump}");
+                }
+            }
+        }
+        if !base.is_empty() {
+            let (kind, hook_name, priority) = place(table, hook);
+            let place = format!("type {kind} hook {hook_name} priority {priority}; policy accept;");
+            let _ = write!(chains, "\tchain {hook_name} {{\n\t\t{place}\n{base}\t}}\n");
+        }
+    }
+    Ok(chains)
+}
+
+/// Kind, hook and priority of a base chain: before those of others, which are at -300, -150, -100 and 100.
+fn place(table: Table, hook: Hook) -> (&'static str, &'static str, i32) {
+    let name = match hook {
         Hook::Output => "output",
         Hook::Prerouting => "prerouting",
+        Hook::Postrouting => "postrouting",
+    };
+    match (table, hook) {
+        (Table::Raw, _) => ("filter", name, -310),
+        // A mark that is set there must count for the route.
+        (Table::Mangle, Hook::Output) => ("route", name, -160),
+        (Table::Mangle, _) => ("filter", name, -160),
+        (Table::Nat, Hook::Postrouting) => ("nat", name, 90),
+        (Table::Nat, _) => ("nat", name, -110),
+    }
+}
+
+fn name(chain: &Chain) -> &'static str {
+    match chain.role {
+        Role::Outbound | Role::Inbound => place(chain.table, chain.hook).1,
+        Role::Probes => "probes",
+        Role::ProbeGuard => "probe-guard",
+        Role::NodeGuard => "node-guard",
+        Role::NodeOutbound => "node-outbound",
+        Role::NodeInbound => "node-inbound",
     }
 }
 
@@ -66,20 +104,49 @@ fn protocol(family: Family) -> (&'static str, &'static str) {
     }
 }
 
-fn family_chain(family: Family, chain: &Chain) -> Result<String, NftTextError> {
-    let mut text = format!("\tchain {}-{} {{\n", name(chain.hook), protocol(family).1);
-    for rule in &chain.rules {
-        let _ = writeln!(text, "\t\t{}", statement(family, rule)?);
-    }
-    Ok(text + "\t}\n")
+fn statement(family: Family, rule: &Rule) -> Result<String, NftTextError> {
+    let ip = ip(family);
+    let mut words = matches(family, &rule.matches)?;
+    let not = |mask: u32| !mask;
+    words.push(match rule.action {
+        Action::Return => "counter return".to_owned(),
+        Action::Redirect(port) => format!("counter redirect to :{port}"),
+        Action::Deliver(to) => format!("counter dnat {ip} to {to}"),
+        Action::From(address) => format!("counter snat {ip} to {address}"),
+        Action::Drop => "counter drop".to_owned(),
+        Action::SetMark(value, mask) => {
+            format!(
+                "counter meta mark set meta mark & {:#x} | {value:#x}",
+                not(mask)
+            )
+        }
+        Action::SetConnMark(value, mask) => {
+            format!(
+                "counter ct mark set ct mark & {:#x} | {value:#x}",
+                not(mask)
+            )
+        }
+        Action::Zone(zone) => format!("counter ct zone set {zone}"),
+        Action::Untracked => "counter notrack".to_owned(),
+    });
+    Ok(words.join(" "))
 }
 
-fn statement(family: Family, rule: &Rule) -> Result<String, NftTextError> {
+fn matches(family: Family, matches: &[Match]) -> Result<Vec<String>, NftTextError> {
+    let ip = ip(family);
+    let has_port = matches
+        .iter()
+        .any(|part| matches!(part, Match::Port(_) | Match::SourcePort(_)));
+    let protocol = match matches.contains(&Match::Udp) {
+        true => "udp",
+        false => "tcp",
+    };
     let mut words = Vec::new();
-    for part in &rule.matches {
+    for part in matches {
         words.push(match part {
             Match::OutLoopback => "oifname \"lo\"".to_owned(),
             Match::InLoopback => "iifname \"lo\"".to_owned(),
+            Match::In(interface) => format!("iifname \"{interface}\""),
             Match::Uid(uid) => format!("meta skuid {uid}"),
             Match::Cgroup(path) => {
                 let name = path
@@ -93,23 +160,26 @@ fn statement(family: Family, rule: &Rule) -> Result<String, NftTextError> {
                 format!("socket cgroupv2 level {} \"{name}\"", path.level())
             }
             Match::Mark(value, mask) => format!("meta mark & {mask:#x} == {value:#x}"),
-            Match::Destination(network) => match family {
-                Family::Ipv4 => format!("ip daddr {network}"),
-                Family::Ipv6 => format!("ip6 daddr {network}"),
-            },
-            // The jump to the chain asks for it already, and a port implies it.
-            Match::Tcp => continue,
+            Match::ConnMark(value, mask) => format!("ct mark & {mask:#x} == {value:#x}"),
+            Match::Source(network) => format!("{ip} saddr {network}"),
+            Match::Destination(network) => format!("{ip} daddr {network}"),
+            Match::ToLocal => "fib daddr type local".to_owned(),
+            // A port implies it.
+            Match::Tcp | Match::Udp if has_port => continue,
+            Match::Tcp => "meta l4proto tcp".to_owned(),
+            Match::Udp => "meta l4proto udp".to_owned(),
+            Match::Sctp => "meta l4proto sctp".to_owned(),
             Match::TcpSyn => "tcp flags & (fin | syn | rst | ack) == syn".to_owned(),
-            Match::TcpPort(port) => format!("tcp dport {port}"),
+            Match::Port(port) => format!("{protocol} dport {port}"),
+            Match::SourcePort(port) => format!("{protocol} sport {port}"),
         });
     }
-    words.push(match rule.action {
-        Action::Return => "counter return".to_owned(),
-        // `redirect` wants to see the protocol in its own rule.
-        Action::Redirect(port) if rule.matches == [Match::Tcp] => {
-            format!("meta l4proto tcp counter redirect to :{port}")
-        }
-        Action::Redirect(port) => format!("counter redirect to :{port}"),
-    });
-    Ok(words.join(" "))
+    Ok(words)
+}
+
+fn ip(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ip",
+        Family::Ipv6 => "ip6",
+    }
 }

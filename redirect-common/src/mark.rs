@@ -1,0 +1,6 @@
+//! Marks (fwmark) that are ours in every captured pod.
+
+/// Of the proxy's connections to apps: a routing rule brings what bears it to loopback, so that answers to a client's address
+/// reach the proxy, which speaks from that address.
+pub const TO_APP: u32 = 0x111;
+pub const MASK: u32 = 0xfff;
