@@ -17,7 +17,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::wait::wait_until;
+use crate::wait::{stretched, wait_until};
 
 /// How long anything that should happen at once may take on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -108,7 +108,7 @@ impl Process {
         limit: Duration,
         mut found: impl FnMut(&str) -> Option<T>,
     ) -> (usize, T) {
-        let deadline = Instant::now() + limit;
+        let deadline = Instant::now() + stretched(limit);
         let mut next = from;
         let mut state = self.output.lock();
         loop {

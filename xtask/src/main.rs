@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod demo;
 mod ebpf;
+mod kernels;
 mod setup;
 mod test;
 
@@ -28,6 +29,8 @@ enum Command {
     Demo,
     /// Run all tests, unit and end-to-end, and look for what they left behind
     Test(test::Args),
+    /// Boot Debian's kernels 5.10, 6.1 and 6.12 under QEMU and run a self-test of capture there
+    TestKernels(kernels::Args),
     /// Measure a redirect pair beside no proxy and beside HAProxy
     Bench(bench::Args),
     /// Everything that can be checked without running the daemon: fmt, layering, deny, clippy, BPF, docs
@@ -40,6 +43,7 @@ fn main() -> Result<()> {
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Demo => demo::run(),
         Command::Test(args) => test::run(&args),
+        Command::TestKernels(args) => kernels::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Check(args) => check::run(&args),
     }

@@ -25,6 +25,8 @@ pub enum Need {
     Testbed,
     /// Load generators and the proxy that the bench compares with.
     Bench,
+    /// Small machines that boot old kernels. Large, and so installed for `test-kernels` alone.
+    Kernels,
 }
 
 /// A file that proves that a Debian package is there. A name without a slash is looked for in PATH and the sbin folders.
@@ -76,6 +78,9 @@ const ITEMS: &[Item] = &[
     item("wrk", "wrk", Need::Bench),
     item("haproxy", "haproxy", Need::Testbed),
     item("ss-redir", "shadowsocks-libev", Need::Testbed),
+    item("qemu-system-x86_64", "qemu-system-x86", Need::Kernels),
+    item("busybox", "busybox-static", Need::Kernels),
+    item("xz", "xz-utils", Need::Kernels),
 ];
 
 pub fn run() -> Result<()> {

@@ -31,17 +31,18 @@ use crate::{
 const VERIFIED_AT_ONCE: usize = 8;
 
 /// Runs until SIGTERM or SIGINT, then drains.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(mut config: Config) -> anyhow::Result<()> {
     telemetry::log::start(&config.log).context("log.filter")?;
     let _instance = Instance::claim(&config.state_dir)?;
     // Before any thread exists: threads started earlier would stay in the old cgroup.
     let cgroup = match config.capture.backend {
         Backend::None => None,
-        Backend::Ebpf | Backend::Iptables | Backend::Nftables => Some(
+        Backend::Auto | Backend::Ebpf | Backend::Iptables | Backend::Nftables => Some(
             cgroup::own(config.capture.cgroup.as_deref())
                 .context("find a cgroup of the daemon's own")?,
         ),
     };
+    config.capture = capture::choose_backend(config.capture)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

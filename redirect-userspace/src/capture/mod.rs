@@ -21,6 +21,7 @@ pub mod ebpf;
 pub mod netfilter;
 pub mod none;
 mod older;
+pub mod probe;
 
 /// Brings a pod's connections to the proxy's listeners, and lets go of them again.
 ///
@@ -95,6 +96,30 @@ pub struct VerdictCount {
     pub count: u64,
 }
 
+/// Puts the backend that fits this node in the place of `auto`, and says why; anything else stays as it is.
+pub fn choose_backend(mut config: CaptureConfig) -> Result<CaptureConfig, CaptureError> {
+    if config.backend != Backend::Auto {
+        return Ok(config);
+    }
+    let report = probe::probe_for_choice(probe::Asked {
+        mode: config.mode,
+        bpffs: &config.bpffs,
+        iptables: config.iptables,
+    });
+    for warning in &report.warnings {
+        tracing::warn!("{warning}");
+    }
+    let because = report.choice.because;
+    match report.choice.backend {
+        Some(backend) => {
+            tracing::info!(backend = backend.name(), because, "chose the backend");
+            config.backend = backend;
+            Ok(config)
+        }
+        None => Err(CaptureError::NoBackend(because)),
+    }
+}
+
 /// The backend that the configuration names. `cgroup` is the daemon's own, from `sys::cgroup::own`.
 pub fn open(
     config: &CaptureConfig,
@@ -113,6 +138,7 @@ pub fn open(
         Ok(Box::new(capture))
     };
     match config.backend {
+        Backend::Auto => open(&choose_backend(config.clone())?, cgroup),
         Backend::Ebpf => Ok(Box::new(ebpf::EbpfCapture::load(config, own()?)?)),
         Backend::Iptables => by_rules(netfilter::Tool::of(config.iptables)),
         Backend::Nftables => by_rules(netfilter::Tool::Nftables),
@@ -197,6 +223,8 @@ pub enum CaptureError {
          capture.backend: none"
     )]
     NotInBuild,
+    #[error("no backend works on this node: {0}; see `redirect check`")]
+    NoBackend(String),
     #[error("capture needs a cgroup of the daemon's own")]
     NoCgroup,
     #[error(

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod ca;
+mod check;
 mod config;
 mod rules;
 mod run;
@@ -32,6 +33,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Run),
+    Check(check::Check),
     #[command(subcommand)]
     Config(config::ConfigCommand),
     #[command(subcommand)]
@@ -59,6 +61,7 @@ pub fn main() -> ExitCode {
 fn execute(command: Command, host: &Host, out: &mut dyn Write) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(run) => run.execute(host),
+        Command::Check(check) => check.execute(out),
         Command::Config(command) => command.execute(host, out),
         Command::Ca(command) => command.execute(out),
         Command::Rules(command) => command.execute(out),

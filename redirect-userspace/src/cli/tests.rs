@@ -44,6 +44,7 @@ fn help() {
     let commands = [
         "",
         "run",
+        "check",
         "config",
         "config check",
         "ca",
@@ -81,6 +82,7 @@ fn wrong_usage_has_status_2() {
         "ca issue DIR --out DIR",
         "ca issue DIR --identity a/b --out DIR --ttl 0s",
         "uninstall all",
+        "check --mode sideways",
         "rules apply",
         "rules print --exempt-mark --exempt-uid 1",
         "rules print --exclude-outbound-ports 0x1",

@@ -110,6 +110,8 @@ pub enum ConfigError {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
+    /// The best that this node can do, as found when the daemon starts.
+    Auto,
     Ebpf,
     Iptables,
     Nftables,
@@ -117,10 +119,17 @@ pub enum Backend {
 }
 
 impl Backend {
-    pub const ALL: [Self; 4] = [Self::Ebpf, Self::Iptables, Self::Nftables, Self::None];
+    pub const ALL: [Self; 5] = [
+        Self::Auto,
+        Self::Ebpf,
+        Self::Iptables,
+        Self::Nftables,
+        Self::None,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::Ebpf => "ebpf",
             Self::Iptables => "iptables",
             Self::Nftables => "nftables",
@@ -138,6 +147,18 @@ pub enum Mode {
     Dedicated,
     /// In the node's daemon, with listeners in the node's network namespace, to which captured connections are sent.
     Node,
+}
+
+impl Mode {
+    pub const ALL: [Self; 3] = [Self::Shared, Self::Dedicated, Self::Node];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Dedicated => "dedicated",
+            Self::Node => "node",
+        }
+    }
 }
 
 /// The two programs that are called iptables: they keep their rules in different places of the kernel.

@@ -149,12 +149,8 @@ impl Reader<'_> {
         let backends = Backend::ALL.map(|backend| (backend.name(), backend));
         let backend = f
             .optional("backend")
-            .map_or(Some(Backend::Ebpf), |node| node.choice(&backends));
-        let modes = [
-            ("shared", Mode::Shared),
-            ("dedicated", Mode::Dedicated),
-            ("node", Mode::Node),
-        ];
+            .map_or(Some(Backend::Auto), |node| node.choice(&backends));
+        let modes = Mode::ALL.map(|mode| (mode.name(), mode));
         let mode = f
             .optional("mode")
             .map_or(Some(Mode::Shared), |node| node.choice(&modes));

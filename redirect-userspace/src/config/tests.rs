@@ -57,7 +57,7 @@ fn the_defaults_are_those_of_the_manual() {
         state_dir: "/run/redirect".into(),
         workloads: "/w.yaml".into(),
         capture: CaptureConfig {
-            backend: Backend::Ebpf,
+            backend: Backend::Auto,
             mode: Mode::Shared,
             iptables: IptablesVariant::Auto,
             leak_guard: true,
@@ -401,7 +401,7 @@ pods:
         "trustDomain: \"Cluster.local\" cannot be a trust domain: lower-case letters, digits, `.`, `-` and `_`, at most 255",
         "workers: 0 is not between 1 and 1024",
         "workloads: is missing",
-        "capture.backend: \"ipfw\" is not one of ebpf, iptables, nftables, none",
+        "capture.backend: \"ipfw\" is not one of auto, ebpf, iptables, nftables, none",
         "capture.events: expected true or false, found \"maybe\"",
         "proxy.hold: expected text, found the number 5 (put it in quotes)",
         "proxy.connectTimeout: must be more than nothing",

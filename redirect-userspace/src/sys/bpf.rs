@@ -238,14 +238,19 @@ pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Res
 ///
 /// A link that does not know how to (before Linux 5.9) is left to its unpinning.
 pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
-    let attr = link.as_raw_fd() as u32;
-    // SAFETY: no pointers.
-    match unsafe { bpf(BPF_LINK_DETACH, &attr) } {
+    match detach_now(link) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
             Ok(())
         }
-        result => result.map(drop),
+        result => result,
     }
+}
+
+/// The same, and an error for a link that does not know how to.
+pub fn detach_now(link: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = link.as_raw_fd() as u32;
+    // SAFETY: no pointers.
+    unsafe { bpf(BPF_LINK_DETACH, &attr) }.map(drop)
 }
 
 /// The cookie of the network namespace that a socket is in, which programs see too (Linux 5.14).

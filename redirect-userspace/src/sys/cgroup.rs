@@ -11,6 +11,8 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 /// Names of the cgroups that the daemon makes for itself: this and its process id.
 const PREFIX: &str = "redirect-";
+/// Between these, in the names of a [`Scratch`].
+const TRY: &str = "try-";
 
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -203,6 +205,49 @@ fn unescape(field: &str) -> String {
     text
 }
 
+/// A cgroup below this process's own, removed when dropped: to try things on.
+pub struct Scratch {
+    path: PathBuf,
+    /// Where this process was before it came here.
+    left: Option<Cgroup>,
+}
+
+impl Scratch {
+    pub fn create() -> Result<Self, CgroupError> {
+        let path = current()?.join(format!("{PREFIX}{TRY}{}", process::id()));
+        match fs::create_dir(&path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::Io {
+                what: "create",
+                path,
+                source,
+            }),
+            _ => Ok(Self { path, left: None }),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Moves this process there, and back when dropped.
+    pub fn enter(mut self) -> Result<Self, CgroupError> {
+        let left = Cgroup::open(&current()?)?;
+        Cgroup::open(&self.path)?.enter()?;
+        self.left = Some(left);
+        Ok(self)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // An empty cgroup that stays does no harm.
+        if let Some(left) = &self.left {
+            _ = left.enter();
+        }
+        _ = fs::remove_dir(&self.path);
+    }
+}
+
 /// Removes cgroups that daemons which no longer run made for themselves. The kernel keeps those that are in use.
 fn remove_stale(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
@@ -210,6 +255,7 @@ fn remove_stale(parent: &Path) {
         let pid = name
             .to_str()
             .and_then(|name| name.strip_prefix(PREFIX))
+            .map(|pid| pid.strip_prefix(TRY).unwrap_or(pid))
             .and_then(|pid| pid.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
             _ = fs::remove_dir(entry.path());

@@ -1,6 +1,7 @@
 //! The only place of `unsafe` in the daemon: namespaces, socket options, cgroups, bpffs.
 
 pub mod bpf;
+pub mod bpf_probe;
 pub mod bpffs;
 pub mod cgroup;
 pub mod datagram;

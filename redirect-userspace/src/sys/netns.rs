@@ -4,13 +4,16 @@ use std::{
     cell::Cell,
     fs::File,
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    libc,
+    sched::{CloneFlags, setns, unshare},
+};
 
 /// An open network namespace. Clones share the file.
 #[derive(Clone, Debug)]
@@ -93,4 +96,28 @@ pub fn in_new<T: Send>(f: impl FnOnce() -> T + Send) -> io::Result<T> {
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Brings up the loopback interface of the calling thread's namespace, which is down in a new one.
+pub fn raise_loopback() -> io::Result<()> {
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    let mut name = [0; libc::IFNAMSIZ];
+    name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    let request = libc::ifreq {
+        ifr_name: name,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_flags: (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short,
+        },
+    };
+    // SAFETY: the request lives until the call returns, which reads it.
+    match unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw const request,
+        )
+    } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }

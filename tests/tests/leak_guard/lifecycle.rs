@@ -244,6 +244,7 @@ fn config(daemon: &redirect_tests::DaemonSpec) -> CaptureConfig {
         cgroup: None,
         events: false,
         detach_on_exit: false,
+        verify_interval: std::time::Duration::from_secs(10),
     }
 }
 

@@ -35,6 +35,7 @@ mod dns;
 mod events;
 pub mod guard;
 mod links;
+pub mod needs;
 pub(super) mod netlink;
 mod object;
 mod pins;
@@ -267,6 +268,16 @@ impl Capture for EbpfCapture {
             Err(error) => tracing::warn!(%error, "events are not logged"),
         }
     }
+}
+
+/// The programs that are embedded in this build, if any.
+pub fn embedded() -> Option<&'static [u8]> {
+    object::embedded()
+}
+
+/// Loads the programs as a daemon would, and forgets them.
+pub fn try_load() -> Result<(), CaptureError> {
+    Object::try_load()
 }
 
 /// See [`super::uninstall`].

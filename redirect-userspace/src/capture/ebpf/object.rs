@@ -21,14 +21,28 @@ pub struct Object {
 impl Object {
     /// Loads all programs. Maps that are pinned already are used on.
     pub fn load(pins: &Pins) -> Result<Self, CaptureError> {
+        Self::load_with(Some(pins), VerifierLogLevel::DISABLE, &SINGLES)
+    }
+
+    /// Loads all programs with maps of their own and forgets them, with the verifier's words if it refuses one.
+    pub fn try_load() -> Result<(), CaptureError> {
+        Self::load_with(None, VerifierLogLevel::default(), &[]).map(drop)
+    }
+
+    fn load_with(
+        pins: Option<&Pins>,
+        log: VerifierLogLevel,
+        except: &[&str],
+    ) -> Result<Self, CaptureError> {
         let has_set_retval = u8::from(has_set_retval());
         let log_level = if is_logging() { AYA_DEBUG } else { 0 };
         let mut loader = loader();
+        loader.verifier_log_level(log);
         loader.override_global("RDR_HAS_SET_RETVAL", &has_set_retval, true);
         loader.override_global("AYA_LOG_LEVEL", &log_level, true);
         let mut ebpf = open(&mut loader, pins)?;
         for (name, program) in ebpf.programs_mut() {
-            if SINGLES.contains(&name) {
+            if except.contains(&name) {
                 continue;
             }
             load(program)
@@ -94,7 +108,7 @@ impl Single {
     ) -> Result<Self, CaptureError> {
         let mut loader = loader();
         loader.override_global(constant, &value, true);
-        let mut ebpf = open(&mut loader, pins)?;
+        let mut ebpf = open(&mut loader, Some(pins))?;
         if let Some(program) = ebpf.program_mut(name) {
             load(program)
                 .map_err(|error| CaptureError::kernel("load the eBPF program", name, &error))?;
@@ -117,10 +131,12 @@ fn loader<'a>() -> EbpfLoader<'a> {
 }
 
 /// Reads the object, with maps that are pinned where they belong.
-fn open(loader: &mut EbpfLoader<'_>, pins: &Pins) -> Result<Ebpf, CaptureError> {
+fn open(loader: &mut EbpfLoader<'_>, pins: Option<&Pins>) -> Result<Ebpf, CaptureError> {
     let bytes = embedded().ok_or(CaptureError::NotInBuild)?;
-    for name in names::ALL {
-        loader.map_pin_path(name, pins.map(name));
+    if let Some(pins) = pins {
+        for name in names::ALL {
+            loader.map_pin_path(name, pins.map(name));
+        }
     }
     loader
         .load(bytes)
@@ -166,7 +182,7 @@ fn has_set_retval() -> bool {
 }
 
 #[cfg(have_ebpf_object)]
-fn embedded() -> Option<&'static [u8]> {
+pub fn embedded() -> Option<&'static [u8]> {
     Some(aya::include_bytes_aligned!(concat!(
         env!("OUT_DIR"),
         "/redirect-bpf.o"
@@ -174,6 +190,6 @@ fn embedded() -> Option<&'static [u8]> {
 }
 
 #[cfg(not(have_ebpf_object))]
-fn embedded() -> Option<&'static [u8]> {
+pub fn embedded() -> Option<&'static [u8]> {
     None
 }

@@ -33,7 +33,7 @@ pub mod plan;
 mod pods;
 pub mod render;
 mod rules;
-mod tool;
+pub mod tool;
 
 /// Which programs carry the rules in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
