@@ -92,6 +92,8 @@ named! {
         ForeignNetns = "foreign_netns",
         ExcludedPort = "excluded_port",
         ExcludedNet = "excluded_net",
+        /// The pod names what is captured, and this is not among it.
+        NotIncluded = "not_included",
         ExemptCgroup = "exempt_cgroup",
         /// Bound to an address that is not the pod's (IP_TRANSPARENT or the like).
         ForeignSource = "foreign_source",
@@ -119,6 +121,28 @@ named! {
         Answered = "answered",
         /// Asked with a buffer that is too small.
         BadLength = "bad_length",
+        /// To a port of ours from outside of the pod, or a process of the pod wants such a port.
+        OwnPort = "own_port",
+        /// HBONE, which the proxy's listener takes by itself.
+        Hbone = "hbone",
+        /// To the proxy's own metrics or readiness.
+        Admin = "admin",
+        /// The proxy's connection to an app.
+        FromProxy = "from_proxy",
+        /// A probe.
+        Probe = "probe",
+        /// The prober connects to a port that the pod does not declare for probes.
+        NoProbePort = "no_probe_port",
+        /// The pod does not want inbound capture.
+        Bypassed = "bypassed",
+        /// Inside a captured pod's namespace, to an address that nobody said is the pod's.
+        UnknownAddress = "unknown_address",
+        /// Nobody listens where the connection should go.
+        NoListener = "no_listener",
+        /// A connection was registered to pass, so that the next step knows it.
+        Registered = "registered",
+        /// A process of the pod wants a packet mark that is ours.
+        OwnMark = "own_mark",
         /// The proxy's own packet.
         Proxy = "proxy",
         /// Of a connection that capture let pass.

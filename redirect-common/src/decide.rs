@@ -5,7 +5,8 @@
 
 use crate::{
     Addr, Reason,
-    maps::{OrigDstEntry, PodEntry, pod_flags},
+    maps::{List, OrigDstEntry, PodEntry, SocketKind, pod_flags},
+    mark, ports,
 };
 
 /// Redirected IPv4 connects go to 127.128.0.0/10: 22 bits tell destinations apart, so that each has the whole range of
@@ -55,11 +56,18 @@ pub struct Redirect {
     pub port: u16,
 }
 
-/// What is known beyond the [`PodEntry`], asked only if the pod's flags say that there is something to ask.
-pub trait Lookups {
+/// The ports and networks of a pod's options, asked only if the pod's flags say that there is something to ask.
+pub trait Lists {
+    fn has_port(&self, list: List, pod: u32, port: u16) -> bool;
+    /// Whether one of the networks contains `addr`.
+    fn has_net(&self, list: List, pod: u32, addr: &Addr) -> bool;
+}
+
+/// What else is known beyond the [`PodEntry`], asked likewise.
+pub trait Lookups: Lists {
     fn is_own(&self, pod: u32, addr: &Addr) -> bool;
-    fn is_excluded_port(&self, pod: u32, port: u16) -> bool;
-    fn is_excluded_net(&self, pod: u32, addr: &Addr) -> bool;
+    /// Whether the proxy listens for this pod.
+    fn is_listening(&self, kind: SocketKind, pod: u32) -> bool;
     /// Whether the caller runs in an exempt cgroup or below one.
     fn is_exempt_caller(&self, pod: u32) -> bool;
 }
@@ -99,6 +107,11 @@ pub fn connect(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Decisi
     if !call.src.is_unspecified() && !call.src.is_loopback() && !is_own(pod, &call.src, lookups) {
         return Decision::Refuse(Reason::ForeignSource);
     }
+    if pod.flags & pod_flags::PASS_ON_FAILURE != 0
+        && !lookups.is_listening(SocketKind::Outbound, pod.pod)
+    {
+        return Decision::Pass(Reason::NoListener);
+    }
     let port = if crate::dns::is_captured(pod, call.dst_port) {
         pod.dns_port
     } else {
@@ -131,11 +144,21 @@ pub(crate) fn exempt_by_pod(
     if call.dst.is_v4() && call.dst.v4() == METADATA && !has(pod_flags::CAPTURE_METADATA) {
         return Some(Reason::Metadata);
     }
-    if has(pod_flags::EXCLUDED_PORTS) && lookups.is_excluded_port(pod.pod, call.dst_port) {
+    let listed_port = |list| lookups.has_port(list, pod.pod, call.dst_port);
+    let listed_net = |list| lookups.has_net(list, pod.pod, &call.dst);
+    if has(pod_flags::EXCLUDED_PORTS) && listed_port(List::ExcludedOutbound) {
         return Some(Reason::ExcludedPort);
     }
-    if has(pod_flags::EXCLUDED_NETS) && lookups.is_excluded_net(pod.pod, &call.dst) {
+    if has(pod_flags::EXCLUDED_NETS) && listed_net(List::ExcludedOutbound) {
         return Some(Reason::ExcludedNet);
+    }
+    // Whether DNS is captured has an option of its own.
+    if has(pod_flags::INCLUDED_PORTS | pod_flags::INCLUDED_NETS)
+        && !crate::dns::is_captured(pod, call.dst_port)
+        && !(has(pod_flags::INCLUDED_PORTS) && listed_port(List::IncludedOutbound))
+        && !(has(pod_flags::INCLUDED_NETS) && listed_net(List::IncludedOutbound))
+    {
+        return Some(Reason::NotIncluded);
     }
     if has(pod_flags::EXEMPT_CGROUPS) && lookups.is_exempt_caller(pod.pod) {
         return Some(Reason::ExemptCgroup);
@@ -148,6 +171,28 @@ pub(crate) fn is_own(pod: &PodEntry, addr: &Addr, lookups: &impl Lookups) -> boo
     *addr == pod.v4
         || *addr == pod.v6
         || (pod.flags & pod_flags::MORE_ADDRESSES != 0 && lookups.is_own(pod.pod, addr))
+}
+
+/// Whether a port is one that the proxy takes in each captured pod.
+#[inline(always)]
+pub fn is_own_port(is_tcp: bool, port: u16) -> bool {
+    match port {
+        ports::DNS => true,
+        ports::OUTBOUND | ports::INBOUND_PLAINTEXT | ports::INBOUND_HBONE => is_tcp,
+        _ => false,
+    }
+}
+
+/// Whether a packet mark is one by which netfilter's rules know the proxy, or the connections that it makes.
+#[inline(always)]
+pub fn is_own_mark(value: u32) -> bool {
+    matches!(value & mark::MASK, mark::PROXY | mark::TO_APP)
+}
+
+/// Whether the caller, a process of the pod, is the proxy.
+#[inline(always)]
+pub fn is_proxy(pod: &PodEntry, lookups: &impl Lookups) -> bool {
+    pod.flags & pod_flags::DEDICATED != 0 && lookups.is_exempt_caller(pod.pod)
 }
 
 /// Whether a connect to `dst` is what became of the connect that left `entry` on the socket.

@@ -7,7 +7,7 @@
 use crate::{
     Addr, Reason,
     decide::{self, Connect, Lookups, SPREAD_V4, SPREAD_V6},
-    maps::{DnsEntry, PodEntry},
+    maps::{DnsEntry, PodEntry, SocketKind, pod_flags},
     ports,
 };
 
@@ -54,6 +54,12 @@ pub fn datagram(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Decis
         && !decide::is_own(pod, &call.src, lookups)
     {
         return Decision::Refuse(Reason::ForeignSource);
+    }
+    // All listeners of a daemon live and die together.
+    if pod.flags & pod_flags::PASS_ON_FAILURE != 0
+        && !lookups.is_listening(SocketKind::Outbound, pod.pod)
+    {
+        return Decision::Pass(Reason::NoListener);
     }
     if call.device != 0 {
         return Decision::Refuse(Reason::BoundDevice);
@@ -136,8 +142,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        decide::Redirect,
-        maps::{OrigDstEntry, pod_flags},
+        decide::{Lists, Redirect},
+        maps::{List, OrigDstEntry},
     };
 
     fn addr(text: &str) -> Addr {
@@ -147,17 +153,23 @@ mod tests {
     /// A pod that excludes this port and this network's address.
     struct Excludes(u16, &'static str);
 
+    impl Lists for Excludes {
+        fn has_port(&self, list: List, _: u32, port: u16) -> bool {
+            list == List::ExcludedOutbound && port == self.0
+        }
+
+        fn has_net(&self, list: List, _: u32, dst: &Addr) -> bool {
+            list == List::ExcludedOutbound && *dst == addr(self.1)
+        }
+    }
+
     impl Lookups for Excludes {
         fn is_own(&self, _: u32, _: &Addr) -> bool {
             false
         }
 
-        fn is_excluded_port(&self, _: u32, port: u16) -> bool {
-            port == self.0
-        }
-
-        fn is_excluded_net(&self, _: u32, dst: &Addr) -> bool {
-            *dst == addr(self.1)
+        fn is_listening(&self, _: SocketKind, _: u32) -> bool {
+            false
         }
 
         fn is_exempt_caller(&self, _: u32) -> bool {
@@ -249,6 +261,20 @@ mod tests {
             &Excludes(53, "::"),
         );
         assert_eq!(excluded, Decision::Pass(Reason::ExcludedPort));
+    }
+
+    #[test]
+    fn what_is_included_does_not_matter_and_a_pod_may_go_on_without_the_proxy() {
+        let ask = |flags| {
+            let mut pod = pod(15053);
+            pod.flags |= flags;
+            let call = call("10.9.0.10", 53, "0.0.0.0", 0);
+            datagram(&pod, &call, &Excludes(1, "::"))
+        };
+        assert_eq!(ask(pod_flags::INCLUDED_PORTS), Decision::Redirect);
+        assert_eq!(ask(pod_flags::INCLUDED_NETS), Decision::Redirect);
+        let no_proxy = Decision::Pass(Reason::NoListener);
+        assert_eq!(ask(pod_flags::PASS_ON_FAILURE), no_proxy);
     }
 
     #[test]

@@ -17,23 +17,27 @@ pub struct Event {
     pub dst: Addr,
     /// Where it was sent instead, or `::`.
     pub target: Addr,
-    /// The process that called.
+    /// Where it comes from, or `::` if that is not known yet.
+    pub src: Addr,
+    /// The process that called; 0 for what arrives from elsewhere.
     pub pid: u32,
     /// In host byte order.
     pub dst_port: u16,
     /// In host byte order, or 0.
     pub target_port: u16,
+    /// In host byte order, or 0.
+    pub src_port: u16,
     /// A [`Hook`].
     pub hook: u8,
     /// A [`Verdict`].
     pub verdict: u8,
     /// A [`Reason`].
     pub reason: u8,
-    pub padding: [u8; 5],
+    pub padding: [u8; 3],
 }
 
 const _: () = assert!(
-    size_of::<Event>() == 72 && offset_of!(Event, dst) == 24 && offset_of!(Event, hook) == 64
+    size_of::<Event>() == 88 && offset_of!(Event, dst) == 24 && offset_of!(Event, hook) == 82
 );
 
 impl Event {

@@ -1,8 +1,8 @@
 //! Types and decisions shared by the eBPF programs and the daemon.
 //!
 //! What crosses the border between kernel and daemon is in [`maps`] (keys, values, settings) and [`event`]; what decides
-//! the fate of a `connect()` is in [`decide`], pure, and so the same code in the kernel, in host tests and in explanations; what may leave a
-//! captured pod's interface is in [`guard`].
+//! the fate of a `connect()` is in [`decide`], of a connection that arrives in [`inbound`], and of what leaves a captured pod's
+//! interface in [`guard`]: pure, and so the same code in the kernel, in host tests and in explanations.
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![forbid(unsafe_code)]
 
@@ -12,6 +12,7 @@ pub mod decide;
 pub mod dns;
 pub mod event;
 pub mod guard;
+pub mod inbound;
 pub mod maps;
 pub mod mark;
 pub mod ports;

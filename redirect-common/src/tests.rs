@@ -9,10 +9,12 @@ use proptest::prelude::*;
 
 use crate::{
     Addr, Hook, Reason, Verdict, counter,
-    decide::{self, Connect, Decision, Lookups, Redirect},
+    decide::{self, Connect, Decision, Lists, Lookups, Redirect},
     event::Event,
-    maps::{OrigDstEntry, PodEntry, pod_flags},
+    maps::{List, OrigDstEntry, PodEntry, SocketKind, pod_flags},
 };
+
+mod inbound;
 
 fn addr(text: &str) -> Addr {
     text.parse::<IpAddr>().expect("an address").into()
@@ -22,9 +24,20 @@ fn addr(text: &str) -> Addr {
 #[derive(Default)]
 struct Tables {
     own: HashSet<IpAddr>,
-    ports: HashSet<u16>,
-    nets: HashSet<IpAddr>,
+    ports: HashSet<(List, u16)>,
+    nets: HashSet<(List, IpAddr)>,
     exempt: bool,
+    listening: bool,
+}
+
+impl Lists for Tables {
+    fn has_port(&self, list: List, _pod: u32, port: u16) -> bool {
+        self.ports.contains(&(list, port))
+    }
+
+    fn has_net(&self, list: List, _pod: u32, addr: &Addr) -> bool {
+        self.nets.contains(&(list, addr.to_ip()))
+    }
 }
 
 impl Lookups for Tables {
@@ -32,12 +45,8 @@ impl Lookups for Tables {
         self.own.contains(&addr.to_ip())
     }
 
-    fn is_excluded_port(&self, _pod: u32, port: u16) -> bool {
-        self.ports.contains(&port)
-    }
-
-    fn is_excluded_net(&self, _pod: u32, addr: &Addr) -> bool {
-        self.nets.contains(&addr.to_ip())
+    fn is_listening(&self, kind: SocketKind, _pod: u32) -> bool {
+        self.listening && kind == SocketKind::Outbound
     }
 
     fn is_exempt_caller(&self, _pod: u32) -> bool {
@@ -102,8 +111,12 @@ fn destinations_that_are_never_captured() {
 fn exemptions_of_a_pod() {
     let tables = Tables {
         own: ["10.1.0.3".parse().unwrap()].into(),
-        ports: [22].into(),
-        nets: ["10.9.0.1".parse().unwrap()].into(),
+        ports: [(List::ExcludedOutbound, 22), (List::IncludedOutbound, 80)].into(),
+        nets: [
+            (List::ExcludedOutbound, "10.9.0.1".parse().unwrap()),
+            (List::IncludedOutbound, "10.8.0.1".parse().unwrap()),
+        ]
+        .into(),
         ..Tables::default()
     };
     use pod_flags::*;
@@ -125,6 +138,24 @@ fn exemptions_of_a_pod() {
             "::ffff:10.9.0.1",
             80,
             EXCLUDED_NETS,
+            Some(Reason::ExcludedNet),
+        ),
+        ("10.2.0.1", 80, INCLUDED_PORTS, None),
+        ("10.2.0.1", 81, INCLUDED_PORTS, Some(Reason::NotIncluded)),
+        ("10.8.0.1", 81, INCLUDED_NETS, None),
+        ("10.2.0.1", 80, INCLUDED_NETS, Some(Reason::NotIncluded)),
+        ("10.8.0.1", 81, INCLUDED_PORTS | INCLUDED_NETS, None),
+        ("10.2.0.1", 80, INCLUDED_PORTS | INCLUDED_NETS, None),
+        (
+            "10.2.0.1",
+            81,
+            INCLUDED_PORTS | INCLUDED_NETS,
+            Some(Reason::NotIncluded),
+        ),
+        (
+            "10.9.0.1",
+            80,
+            INCLUDED_PORTS | EXCLUDED_NETS,
             Some(Reason::ExcludedNet),
         ),
     ] {
@@ -179,6 +210,66 @@ fn targets_by_what_the_socket_is_bound_to() {
         };
         let decision = decide::connect(&pod(0), &call, &Tables::default());
         assert_eq!(decision, expected, "{dst} from {src}%{device}");
+    }
+}
+
+#[test]
+fn ports_and_marks_that_are_ours() {
+    for (is_tcp, port, expected) in [
+        (true, 15_001, true),
+        (true, 15_006, true),
+        (true, 15_008, true),
+        (true, 15_053, true),
+        (false, 15_053, true),
+        (false, 15_008, false),
+        (true, 15_000, false),
+        (true, 15_021, false),
+        (true, 0, false),
+    ] {
+        assert_eq!(decide::is_own_port(is_tcp, port), expected, "{port}");
+    }
+    for (mark, expected) in [
+        (0x539, true),
+        (0x111, true),
+        (0xffff_f539, true),
+        (0x1111, true),
+        (0x538, false),
+        (0, false),
+    ] {
+        assert_eq!(decide::is_own_mark(mark), expected, "{mark:#x}");
+    }
+}
+
+#[test]
+fn the_proxy_of_a_dedicated_pod() {
+    for (flags, exempt, expected) in [
+        (0, true, false),
+        (pod_flags::DEDICATED, true, true),
+        (pod_flags::DEDICATED, false, false),
+    ] {
+        let tables = Tables {
+            exempt,
+            ..Tables::default()
+        };
+        assert_eq!(decide::is_proxy(&pod(flags), &tables), expected, "{flags}");
+    }
+}
+
+#[test]
+fn without_a_proxy() {
+    for (flags, listening, passes) in [
+        (0, false, false),
+        (0, true, false),
+        (pod_flags::PASS_ON_FAILURE, false, true),
+        (pod_flags::PASS_ON_FAILURE, true, false),
+    ] {
+        let tables = Tables {
+            listening,
+            ..Tables::default()
+        };
+        let decision = decide::connect(&pod(flags), &call("10.2.0.1", 80), &tables);
+        let pass = Decision::Pass(Reason::NoListener);
+        assert_eq!(decision == pass, passes, "{flags} {listening}");
     }
 }
 

@@ -5,7 +5,7 @@ use aya_log_ebpf::{
     debug,
     macro_support::{Level, level_enabled},
 };
-use redirect_common::{Addr, Hook, Reason, Verdict, counter, event::Event};
+use redirect_common::{Addr, Hook, Reason, Verdict, counter, event::Event, maps::PassKey};
 
 use crate::maps::{COUNTERS, EVENTS, settings};
 
@@ -54,14 +54,56 @@ fn tell(decided: &Decided<'_>) {
         cgroup: unsafe { bpf_get_current_cgroup_id() },
         dst: *decided.dst,
         target: decided.target,
+        src: Addr::UNSPECIFIED,
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         dst_port: decided.dst_port,
         target_port: decided.target_port,
+        src_port: 0,
         hook: decided.hook as u8,
         verdict: decided.verdict as u8,
         reason: decided.reason as u8,
-        padding: [0; 5],
+        padding: [0; 3],
     };
+    send(event);
+}
+
+/// A decision on a connection that arrives. Nobody has called: what runs at this moment is anybody.
+pub struct Arrived<'a> {
+    pub hook: Hook,
+    pub verdict: Verdict,
+    pub reason: Reason,
+    pub netns_cookie: u64,
+    pub flow: &'a PassKey,
+}
+
+/// Counts a decision on an arriving connection, and tells of it.
+#[inline(always)]
+pub fn arrived(arrived: &Arrived<'_>) {
+    count(arrived.hook, arrived.verdict, arrived.reason);
+    if settings().is_some_and(|settings| settings.events != 0) {
+        tell_arrived(arrived);
+    }
+}
+
+#[inline(never)]
+fn tell_arrived(arrived: &Arrived<'_>) {
+    send(Event {
+        // SAFETY: a helper without arguments.
+        time: unsafe { bpf_ktime_get_ns() },
+        netns_cookie: arrived.netns_cookie,
+        dst: arrived.flow.dst,
+        dst_port: arrived.flow.dst_port,
+        src: arrived.flow.src,
+        src_port: arrived.flow.src_port,
+        hook: arrived.hook as u8,
+        verdict: arrived.verdict as u8,
+        reason: arrived.reason as u8,
+        ..Event::default()
+    });
+}
+
+#[inline(always)]
+fn send(event: Event) {
     if let Some(mut slot) = EVENTS.reserve_untyped::<Event>(0) {
         slot.write(event);
         slot.submit(0);

@@ -3,12 +3,18 @@
 //! Each word is read and written by itself and volatile: when the compiler merges neighbouring accesses, or computes one
 //! address for two branches, the verifier refuses the program ("dereference of modified ctx ptr").
 
-use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+use core::{
+    arch::asm,
+    ptr::{addr_of, addr_of_mut, read_volatile, write_volatile},
+};
 
 use aya_ebpf::{
-    bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_addr, bpf_sock_ops, bpf_sockopt},
+    bindings::{
+        BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sk_lookup, bpf_sock, bpf_sock_addr, bpf_sock_ops,
+        bpf_sockopt,
+    },
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sock_ops_cb_flags_set},
-    programs::{SockAddrContext, SockOpsContext, SockoptContext},
+    programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext},
 };
 use redirect_common::Addr;
 
@@ -33,6 +39,13 @@ macro_rules! set {
 
 // After the macros, which it uses.
 mod packet;
+
+/// Keeps the compiler from moving the last reads of two branches behind where they meet, as one read.
+#[inline(always)]
+fn end_of_branch() {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("") };
+}
 
 /// A socket call with an address: connect and getpeername.
 pub struct SockAddr(*mut bpf_sock_addr);
@@ -227,10 +240,24 @@ impl SockOps {
         unsafe { bpf_get_netns_cookie(self.0.cast()) }
     }
 
+    #[inline(always)]
+    pub fn socket_cookie(&self) -> u64 {
+        // SAFETY: the context as the kernel gave it.
+        unsafe { bpf_get_socket_cookie(self.0.cast()) }
+    }
+
     /// Asks for an event at each change of state from now on.
     #[inline(always)]
     pub fn watch_state(&self) {
         let flags = get!(self.0, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
+        // SAFETY: the context as the kernel gave it.
+        unsafe { bpf_sock_ops_cb_flags_set(self.0, flags as i32) };
+    }
+
+    /// Has seen enough of them.
+    #[inline(always)]
+    pub fn ignore_state(&self) {
+        let flags = get!(self.0, bpf_sock_ops_cb_flags) & !BPF_SOCK_OPS_STATE_CB_FLAG;
         // SAFETY: the context as the kernel gave it.
         unsafe { bpf_sock_ops_cb_flags_set(self.0, flags as i32) };
     }
@@ -289,12 +316,80 @@ impl Sockopt {
         true
     }
 
-    /// Leaves the answer as the kernel gave it. For a buffer of over a page, older kernels want to be told that.
+    /// The number that the caller gives, if it is one.
+    #[inline(always)]
+    pub fn value(&self) -> Option<u32> {
+        let start = get!(self.0, __bindgen_anon_2.optval) as *const u8;
+        let end = get!(self.0, __bindgen_anon_3.optval_end) as *const u8;
+        // SAFETY: the comparison bounds the read, which is what the verifier wants to see.
+        unsafe {
+            if start.add(size_of::<u32>()) > end {
+                return None;
+            }
+            Some(start.cast::<u32>().read_unaligned())
+        }
+    }
+
+    #[inline(always)]
+    pub fn netns_cookie(&self) -> u64 {
+        // SAFETY: the context as the kernel gave it.
+        unsafe { bpf_get_netns_cookie(self.0.cast()) }
+    }
+
+    /// Leaves the answer as the kernel gave it, or the value as the caller did. For a buffer of over a page, older kernels want to be told that.
     #[inline(always)]
     pub fn leave(&self) {
         const PAGE: i32 = 4096;
         if self.len() > PAGE {
             set!(self.0, optlen)(0);
         }
+    }
+}
+
+/// A packet for which the kernel looks for a socket.
+pub struct SkLookup(*mut bpf_sk_lookup);
+
+impl SkLookup {
+    #[inline(always)]
+    pub fn new(ctx: &SkLookupContext) -> Self {
+        Self(ctx.lookup)
+    }
+
+    #[inline(always)]
+    pub fn is_tcp(&self) -> bool {
+        get!(self.0, protocol) == IPPROTO_TCP
+    }
+
+    /// Local and remote address.
+    #[inline(always)]
+    pub fn addrs(&self) -> (Addr, Addr) {
+        if get!(self.0, family) == u32::from(AF_INET) {
+            let (local, remote) = (get!(self.0, local_ip4), get!(self.0, remote_ip4));
+            end_of_branch();
+            return (Addr::from_v4_be(local), Addr::from_v4_be(remote));
+        }
+        let local = Addr([
+            get!(self.0, local_ip6[0]),
+            get!(self.0, local_ip6[1]),
+            get!(self.0, local_ip6[2]),
+            get!(self.0, local_ip6[3]),
+        ]);
+        let remote = Addr([
+            get!(self.0, remote_ip6[0]),
+            get!(self.0, remote_ip6[1]),
+            get!(self.0, remote_ip6[2]),
+            get!(self.0, remote_ip6[3]),
+        ]);
+        (local, remote)
+    }
+
+    /// Local and remote port in host byte order.
+    #[inline(always)]
+    pub fn ports(&self) -> (u16, u16) {
+        // The kernel gives the local one in host order.
+        (
+            get!(self.0, local_port) as u16,
+            u16::from_be(get!(self.0, remote_port)),
+        )
     }
 }

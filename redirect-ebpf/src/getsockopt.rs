@@ -76,9 +76,14 @@ fn finish(ctx: &Sockopt, answered: bool) {
         return;
     }
     account::count(Hook::Getsockopt, Verdict::Refuse, Reason::BadLength);
-    if RDR_HAS_SET_RETVAL.load() != 0 {
+    if has_set_retval() {
         // SAFETY: a helper that takes a number. It is what netfilter answers (getorigdst in nf_conntrack_proto.c).
         unsafe { bpf_set_retval(-EINVAL) };
     }
     ctx.leave();
+}
+
+#[inline(always)]
+pub fn has_set_retval() -> bool {
+    RDR_HAS_SET_RETVAL.load() != 0
 }

@@ -1,4 +1,4 @@
-//! What the decision asks beyond the pod's entry, answered from the maps.
+//! What the decisions ask beyond a pod's entry, answered from the maps.
 
 use aya_ebpf::{
     btf_maps::lpm_trie::Key,
@@ -6,16 +6,57 @@ use aya_ebpf::{
 };
 use redirect_common::{
     Addr,
-    decide::Lookups,
-    maps::{CgroupKey, NetKey, OwnKey, PortKey},
+    decide::{Lists, Lookups},
+    inbound,
+    maps::{
+        CgroupKey, InboundEntry, List, NetKey, OwnKey, PassEntry, PassKey, PortKey, SocketKind,
+    },
 };
 
-use crate::maps::{EXCLUDED_NETS, EXCLUDED_PORTS, EXEMPT_CGROUPS, OWN};
+use crate::maps::{self, BARRED, EXEMPT_CGROUPS, INBOUND, NETS, OWN, PORTS};
 
 /// How deep in the hierarchy an exempt cgroup is found: `kubepods/burstable/podX/container/…` needs 5.
 const MAX_CGROUP_DEPTH: i32 = 16;
 
 pub struct Maps;
+
+impl Lists for Maps {
+    #[inline(always)]
+    fn has_port(&self, list: List, pod: u32, port: u16) -> bool {
+        let list = list as u16;
+        // SAFETY: nothing is read through the reference.
+        unsafe { PORTS.get(PortKey { pod, port, list }) }.is_some()
+    }
+
+    #[inline(always)]
+    fn has_net(&self, list: List, pod: u32, addr: &Addr) -> bool {
+        let key = NetKey {
+            pod: pod as u16,
+            list: list as u16,
+            addr: *addr,
+        };
+        NETS.get(&Key::new(NetKey::BITS, key)).is_some()
+    }
+}
+
+impl inbound::Lookups for Maps {
+    #[inline(always)]
+    fn pod_at(&self, addr: &Addr) -> Option<InboundEntry> {
+        // SAFETY: entries are replaced as a whole, and only when a pod changes.
+        unsafe { INBOUND.get(addr) }.copied()
+    }
+
+    #[inline(always)]
+    fn passing(&self, flow: &PassKey) -> Option<PassEntry> {
+        maps::passing_flow(flow).copied()
+    }
+
+    #[inline(always)]
+    fn is_barred(&self, flow: &PassKey) -> bool {
+        // SAFETY: nothing is read through the reference.
+        unsafe { BARRED.get(flow) }.is_some()
+    }
+}
 
 impl Lookups for Maps {
     #[inline(always)]
@@ -25,23 +66,8 @@ impl Lookups for Maps {
     }
 
     #[inline(always)]
-    fn is_excluded_port(&self, pod: u32, port: u16) -> bool {
-        // SAFETY: nothing is read through the reference.
-        unsafe {
-            EXCLUDED_PORTS.get(PortKey {
-                pod,
-                port,
-                padding: 0,
-            })
-        }
-        .is_some()
-    }
-
-    #[inline(always)]
-    fn is_excluded_net(&self, pod: u32, addr: &Addr) -> bool {
-        EXCLUDED_NETS
-            .get(&Key::new(NetKey::BITS, NetKey { pod, addr: *addr }))
-            .is_some()
+    fn is_listening(&self, kind: SocketKind, pod: u32) -> bool {
+        maps::is_listening(kind, pod)
     }
 
     #[inline(always)]

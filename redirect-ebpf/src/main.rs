@@ -6,11 +6,16 @@
 //! to DNS servers what all of these do for connections. `guard` drops what leaves the pod without having been captured or, as
 //! `known` says, let pass.
 //!
+//! `sk_lookup` gives the proxy what arrives for a pod, except what `proxy_socket` and `prober` have registered to pass.
+//! `bind` and `setsockopt` keep processes of a pod from taking the proxy's ports and marks.
+//!
 //! Only `ctx` touches raw contexts. On the host this crate is empty, so that tests and lints of the workspace pass over it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod account;
+#[cfg(target_arch = "bpf")]
+mod bind;
 #[cfg(target_arch = "bpf")]
 mod connect;
 #[cfg(target_arch = "bpf")]
@@ -30,13 +35,21 @@ mod lookups;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod passing;
+#[cfg(target_arch = "bpf")]
 mod peername;
 #[cfg(target_arch = "bpf")]
 mod pod_socket;
 #[cfg(target_arch = "bpf")]
+mod prober;
+#[cfg(target_arch = "bpf")]
 mod proxy_socket;
 #[cfg(target_arch = "bpf")]
 mod refuse;
+#[cfg(target_arch = "bpf")]
+mod setsockopt;
+#[cfg(target_arch = "bpf")]
+mod sk_lookup;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

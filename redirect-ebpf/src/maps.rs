@@ -4,16 +4,19 @@ use core::{arch::asm, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::{BPF_EXIST, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage},
-    helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage, SockMap},
+    helpers::generated::{
+        bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get,
+    },
     macros::btf_map,
 };
 use redirect_common::{
-    counter,
+    Addr, counter,
     maps::{
-        CgroupKey, DnsEntry, DnsKey, EVENTS_BYTES, FlowKey, MAX_DNS_SERVERS, MAX_EXCLUDED_NETS,
-        MAX_EXCLUDED_PORTS, MAX_EXEMPT_CGROUPS, MAX_FLOWS, MAX_OWN_ADDRESSES, MAX_PODS,
-        MAX_PROXIES, NetKey, OrigDstEntry, OwnKey, PodEntry, PortKey, Settings,
+        CgroupKey, DnsEntry, DnsKey, EVENTS_BYTES, FlowKey, InboundEntry, MAX_BARRED,
+        MAX_DNS_SERVERS, MAX_EXEMPT_CGROUPS, MAX_FLOWS, MAX_INBOUND_ADDRESSES, MAX_NETS,
+        MAX_OWN_ADDRESSES, MAX_PASSING, MAX_PASSING_PER_POD, MAX_PODS, MAX_PORTS, MAX_PROXIES,
+        NetKey, OrigDstEntry, OwnKey, PassEntry, PassKey, PodEntry, PortKey, Settings, SocketKind,
     },
 };
 
@@ -31,12 +34,11 @@ static PENDING: Array<i64, { MAX_PODS as usize }> = Array::new();
 #[btf_map(name = "rdr_own")]
 pub static OWN: HashMap<OwnKey, u8, { MAX_OWN_ADDRESSES as usize }, ON_DEMAND> = HashMap::new();
 
-#[btf_map(name = "rdr_xports")]
-pub static EXCLUDED_PORTS: HashMap<PortKey, u8, { MAX_EXCLUDED_PORTS as usize }, ON_DEMAND> =
-    HashMap::new();
+#[btf_map(name = "rdr_ports")]
+pub static PORTS: HashMap<PortKey, u8, { MAX_PORTS as usize }, ON_DEMAND> = HashMap::new();
 
-#[btf_map(name = "rdr_xnets")]
-pub static EXCLUDED_NETS: LpmTrie<NetKey, u8, { MAX_EXCLUDED_NETS as usize }> = LpmTrie::new();
+#[btf_map(name = "rdr_nets")]
+pub static NETS: LpmTrie<NetKey, u8, { MAX_NETS as usize }> = LpmTrie::new();
 
 #[btf_map(name = "rdr_xcgroups")]
 pub static EXEMPT_CGROUPS: HashMap<CgroupKey, u8, { MAX_EXEMPT_CGROUPS as usize }, ON_DEMAND> =
@@ -67,6 +69,27 @@ pub static COUNTERS: PerCpuArray<u64, { counter::COUNTERS as usize }> = PerCpuAr
 /// Entries are `redirect_common::event::Event`. Without a value type in the definition, libbpf can load the object too.
 #[btf_map(name = "rdr_events")]
 pub static EVENTS: RingBuf<(), { EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// Pods by the addresses at which they are reached.
+#[btf_map(name = "rdr_inbound")]
+pub static INBOUND: HashMap<Addr, InboundEntry, { MAX_INBOUND_ADDRESSES as usize }, ON_DEMAND> =
+    HashMap::new();
+
+/// The proxy's sockets, at the places that `SocketKind::place` gives. A socket that is closed is gone from here.
+#[btf_map(name = "rdr_sockets")]
+pub static SOCKETS: SockMap<{ (MAX_PODS * SocketKind::PLACES) as usize }> = SockMap::new();
+
+/// Connections that inbound capture lets pass, from before their SYN to the end of the handshake. Not an LRU map, as `FLOWS`.
+#[btf_map(name = "rdr_pass")]
+static PASS: HashMap<PassKey, PassEntry, { MAX_PASSING as usize }, ON_DEMAND> = HashMap::new();
+
+/// How many of these go to each pod, by the pod's number.
+#[btf_map(name = "rdr_passing")]
+static PASSING: Array<i64, { MAX_PODS as usize }> = Array::new();
+
+/// Connections of the proxy that found no place there. They must not be captured, and there is always room for one more.
+#[btf_map(name = "rdr_barred")]
+pub static BARRED: LruHashMap<PassKey, u8, { MAX_BARRED as usize }> = LruHashMap::new();
 
 /// Cgroups whose processes are proxies of ours.
 #[btf_map(name = "rdr_proxies")]
@@ -136,6 +159,22 @@ pub fn remove_from_socket(map: &'static SkStorage<OrigDstEntry>, socket: *mut bp
     let map = core::ptr::from_ref(map).cast_mut().cast();
     // SAFETY: map and socket are what the kernel gave.
     unsafe { bpf_sk_storage_delete(map, socket.cast()) };
+}
+
+/// Whether the proxy has this socket for the pod.
+#[inline(always)]
+pub fn is_listening(kind: SocketKind, pod: u32) -> bool {
+    let place = kind.place(pod);
+    let map = core::ptr::from_ref(&SOCKETS).cast_mut().cast();
+    // SAFETY: the map and a key of its size. What a sockmap gives is referenced, and released at once.
+    unsafe {
+        let socket = bpf_map_lookup_elem(map, core::ptr::from_ref(&place).cast());
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket);
+    }
+    true
 }
 
 /// Why a flow was not published.
@@ -220,15 +259,56 @@ pub fn replace_dns_server(key: &DnsKey, entry: &DnsEntry) -> bool {
     DNS.insert(key, entry, BPF_EXIST.into()).is_ok()
 }
 
+/// Registers a connection to pass inbound capture.
 #[inline(always)]
-fn pending(pod: u32) -> Option<Pending> {
-    PENDING.get_ptr_mut(pod).and_then(NonNull::new).map(Pending)
+pub fn let_pass(key: &PassKey, entry: &PassEntry) -> Result<(), NotPublished> {
+    let passing = passing(entry.pod).ok_or(NotPublished::Limit)?;
+    if passing.get() >= i64::from(MAX_PASSING_PER_POD) {
+        return Err(NotPublished::Limit);
+    }
+    if PASS.insert(key, entry, BPF_NOEXIST.into()).is_ok() {
+        passing.add(1);
+        return Ok(());
+    }
+    // Left over, as in `publish`.
+    PASS.insert(key, entry, BPF_EXIST.into())
+        .map_err(|_| NotPublished::Full)
+}
+
+#[inline(always)]
+pub fn passing_flow(key: &PassKey) -> Option<&'static PassEntry> {
+    // SAFETY: an entry that is removed meanwhile is that of a connection whose handshake is over.
+    unsafe { PASS.get(key) }
+}
+
+/// Removes what the socket `owner` registered.
+#[inline(always)]
+pub fn stop_passing(key: &PassKey, owner: u64) {
+    let Some(entry) = passing_flow(key).filter(|entry| entry.owner == owner) else {
+        return;
+    };
+    let pod = entry.pod;
+    if PASS.remove(key).is_ok()
+        && let Some(passing) = passing(pod)
+    {
+        passing.add(-1);
+    }
+}
+
+#[inline(always)]
+fn pending(pod: u32) -> Option<Count> {
+    PENDING.get_ptr_mut(pod).and_then(NonNull::new).map(Count)
+}
+
+#[inline(always)]
+fn passing(pod: u32) -> Option<Count> {
+    PASSING.get_ptr_mut(pod).and_then(NonNull::new).map(Count)
 }
 
 /// A counter that all CPUs change. `core` has no atomic addition for BPF.
-struct Pending(NonNull<i64>);
+struct Count(NonNull<i64>);
 
-impl Pending {
+impl Count {
     #[inline(always)]
     fn get(&self) -> i64 {
         // SAFETY: a value of an array map, which is aligned and stays where it is.

@@ -1,18 +1,27 @@
-//! Events of the proxy's sockets: moves what was published for a connection to the socket that the proxy accepts.
+//! Events of the proxy's sockets: moves what was published for a connection to the socket that the proxy accepts, and lets
+//! the proxy's own connections to apps pass inbound capture.
 //!
 //! Runs on the cgroup of the process that made the listener.
 //!
-//! Verdict on error: nothing is put on the socket, so the proxy refuses the connection.
+//! Verdict on error: nothing is put on the socket, so the proxy refuses the connection. See `passing` for the others.
 
 use aya_ebpf::{
-    bindings::BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, macros::sock_ops, programs::SockOpsContext,
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    },
+    macros::sock_ops,
+    programs::SockOpsContext,
 };
-use redirect_common::{Hook, Reason, Verdict, maps::FlowKey};
+use redirect_common::{
+    Hook, Reason, Verdict,
+    maps::{Caller, FlowKey},
+};
 
 use crate::{
     account,
     ctx::SockOps,
     maps::{self, ACCEPTED, PODS},
+    passing,
 };
 
 /// "No opinion": the kernel's own parameters hold.
@@ -21,10 +30,25 @@ const PROCEED: u32 = 1;
 #[sock_ops]
 pub fn rdr_proxy_ops(ctx: SockOpsContext) -> u32 {
     let ctx = SockOps::new(&ctx);
-    if ctx.op() == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
-        accepting(&ctx);
+    match ctx.op() {
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepting(&ctx),
+        BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx),
+        BPF_SOCK_OPS_STATE_CB => passing::changed(&ctx, Caller::Proxy),
+        _ => {}
     }
     PROCEED
+}
+
+/// Lets a connection to an app pass: one that comes from inside the pod's own namespace. From the namespace of another pod it is
+/// that pod's traffic, which is captured here as any.
+#[inline(always)]
+fn connecting(ctx: &SockOps) {
+    let flow = passing::flow(ctx);
+    if let Some(pod) = passing::pod_at(&flow)
+        && pod.netns_cookie == ctx.netns_cookie()
+    {
+        passing::register(ctx, Hook::ProxySocket, &flow, pod, Caller::Proxy);
+    }
 }
 
 #[inline(always)]

@@ -70,7 +70,7 @@ fn an_unmodified_proxy_behind_our_capture_asks_so_original_dst() {
     }
     // A connection that nobody redirected has none, as the kernel would say.
     let app = mesh
-        .outsider
+        .client
         .app(["connect", &mesh.client.at(15001).to_string(), "recv-line"]);
     let answer = app.event("received").text().to_owned();
     assert!(

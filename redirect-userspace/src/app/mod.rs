@@ -74,7 +74,7 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
 
     let readiness = Readiness::default();
     admin::start(&config.admin, metrics.clone(), readiness.clone()).await?;
-    capture.start_events();
+    capture.start();
 
     let orig_dst = Chain::new(
         vec![capture.resolver(), Arc::new(SoOriginalDst)],

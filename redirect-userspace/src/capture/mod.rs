@@ -2,6 +2,7 @@
 
 use std::{
     error::Error,
+    net::IpAddr,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
     sync::Arc,
@@ -70,8 +71,9 @@ pub trait Capture: Send {
         Arc::new(Vec::new)
     }
 
-    /// Begins to log decisions, where the configuration asks for it. Called inside the daemon's runtime.
-    fn start_events(&mut self) {}
+    /// Begins what goes on beside the pods: to log decisions, where the configuration asks for it, and to follow changes on the
+    /// node. Called once, inside the daemon's runtime.
+    fn start(&mut self) {}
 }
 
 /// The proxy's listening sockets for one pod.
@@ -227,6 +229,15 @@ pub enum CaptureError {
     NoBackend(String),
     #[error("capture needs a cgroup of the daemon's own")]
     NoCgroup,
+    #[error(
+        "pod {pod} has the address {ip}, which {other} has, too: connections to it could be either's; remove one of the two"
+    )]
+    SharedAddress {
+        ip: IpAddr,
+        pod: PodUid,
+        /// The pod, or what is known of it.
+        other: String,
+    },
     #[error(
         "the daemon's cgroup {} is the pod's: the daemon would capture itself; give it one below the pod's, beside the app's",
         .0.display()

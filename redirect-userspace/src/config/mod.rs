@@ -170,6 +170,15 @@ pub enum IptablesVariant {
     Legacy,
 }
 
+/// The cgroups v2 whose processes may connect to ports that pods declare for probes, whatever policy says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProberCgroups {
+    /// That of kubelet, found among the node's processes.
+    Auto,
+    /// These; none: nobody may.
+    Paths(Vec<PathBuf>),
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct CaptureConfig {
     pub backend: Backend,
@@ -178,6 +187,8 @@ pub struct CaptureConfig {
     pub iptables: IptablesVariant,
     /// Whether packets that went around capture are dropped on the pod's interface (eBPF).
     pub leak_guard: bool,
+    /// Where whoever probes pods runs (eBPF).
+    pub probers: ProberCgroups,
     /// A bpffs mount, or a directory where one is mounted if it is missing. Pins go to a folder of ours below it.
     pub bpffs: PathBuf,
     /// The cgroup v2 directory that the daemon moves itself to; `None` means: keep its own if it is alone there, else make one.

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use super::{
     Backend, CaptureConfig, Config, Flags, Host, IdentityConfig, IptablesVariant, LogConfig,
     LogFormat, Mode, dns, pods,
-    sections::{admin, duration, hbone, proxy},
+    sections::{admin, duration, hbone, probers, proxy},
 };
 use crate::{
     document::{Fields, Mistake, Mistakes, Node, Value},
@@ -163,6 +163,7 @@ impl Reader<'_> {
             .optional("iptables")
             .map_or(Some(IptablesVariant::Auto), |node| node.choice(&variants));
         let leak_guard = boolean(f, "leakGuard", true);
+        let probers = section(f, "probes", |f| Some(probers(f)));
         let bpffs = f
             .optional("bpffs")
             .map_or(Some("/sys/fs/bpf".into()), |node| absolute(&node));
@@ -184,6 +185,7 @@ impl Reader<'_> {
             mode: mode?,
             iptables: iptables?,
             leak_guard,
+            probers: probers?,
             bpffs: bpffs?,
             cgroup,
             exempt_uid,

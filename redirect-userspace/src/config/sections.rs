@@ -1,11 +1,11 @@
-//! The parts `proxy`, `hbone` and `admin`.
+//! The parts `proxy`, `hbone` and `admin`, and `capture.probes`.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
-use super::{AdminConfig, HboneConfig, Mode, ProxyConfig};
+use super::{AdminConfig, HboneConfig, Mode, ProberCgroups, ProxyConfig, read::absolute};
 use crate::document::Fields;
 
 /// RFC 9113, section 6.9.1.
@@ -50,6 +50,13 @@ pub fn hbone(f: &mut Fields<'_>) -> Option<HboneConfig> {
         stream_window: u32::try_from(window?).ok()?,
         ..config
     })
+}
+
+pub fn probers(f: &mut Fields<'_>) -> ProberCgroups {
+    match f.optional("cgroups") {
+        Some(node) if !node.is_text("auto") => ProberCgroups::Paths(node.each(absolute)),
+        _ => ProberCgroups::Auto,
+    }
 }
 
 pub fn admin(f: &mut Fields<'_>, mode: Mode) -> Option<AdminConfig> {

@@ -61,6 +61,7 @@ fn the_defaults_are_those_of_the_manual() {
             mode: Mode::Shared,
             iptables: IptablesVariant::Auto,
             leak_guard: true,
+            probers: ProberCgroups::Auto,
             bpffs: "/sys/fs/bpf".into(),
             cgroup: None,
             exempt_uid: None,
@@ -119,7 +120,8 @@ network: net-1
 workers: 3
 stateDir: /run/other
 workloads: /etc/w.yaml
-capture: {backend: none, iptables: legacy, bpffs: /bpf, cgroup: /cg/me, events: true, detachOnExit: true, verifyInterval: 1m}
+capture: {backend: none, iptables: legacy, bpffs: /bpf, cgroup: /cg/me, events: true, detachOnExit: true, verifyInterval: 1m,
+  probes: {cgroups: [/cg/kubelet]}}
 proxy: {hold: 0s, connectTimeout: 500ms, drain: 2m, maxConnectionsPerPod: 10}
 hbone: {streamWindow: 64KiB, maxStreamsPerTunnel: 7, maxTunnelsPerPeer: 8, maxInboundTunnels: 9, maxHandshakesPerSource: 10,
   handshakeTimeout: 1s, pingInterval: 2s, pingTimeout: 3s, idleTimeout: 1h}
@@ -167,6 +169,7 @@ fn every_field_is_read() {
         mode: Mode::Shared,
         iptables: IptablesVariant::Legacy,
         leak_guard: true,
+        probers: ProberCgroups::Paths(vec!["/cg/kubelet".into()]),
         bpffs: "/bpf".into(),
         cgroup: Some("/cg/me".into()),
         exempt_uid: None,
@@ -491,6 +494,14 @@ fn values_that_do_not_fit_together_are_refused() {
         ),
         ("pods: {}", "pods: expected a list, found a map"),
         ("capture: []", "capture: expected a map, found a list"),
+        (
+            "capture: {probes: {cgroups: kubelet}}",
+            "capture.probes.cgroups: expected a list",
+        ),
+        (
+            "capture: {probes: {cgroups: [kubelet]}}",
+            "capture.probes.cgroups[0]: \"kubelet\" is not an absolute path",
+        ),
         (
             "network: a/b",
             "network: \"a/b\" cannot be a network: it has a slash",

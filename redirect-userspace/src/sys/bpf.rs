@@ -28,6 +28,8 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_NETNS: u32 = 5;
+const BPF_SK_LOOKUP: u32 = 36;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 /// Before all others of the hook.
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -38,6 +40,8 @@ const BPF_F_BEFORE: u32 = 1 << 3;
 pub enum CgroupHook {
     InetEgress = 1,
     SockOps = 3,
+    Bind4 = 8,
+    Bind6 = 9,
     Connect4 = 10,
     Connect6 = 11,
     Sendmsg4 = 14,
@@ -45,6 +49,7 @@ pub enum CgroupHook {
     Recvmsg4 = 19,
     Recvmsg6 = 20,
     Getsockopt = 21,
+    Setsockopt = 22,
     Getpeername4 = 29,
     Getpeername6 = 30,
 }
@@ -56,12 +61,13 @@ pub enum TcxHook {
     Egress = 47,
 }
 
-/// What a link between a program and a cgroup connects.
+/// What a link attaches its program to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CgroupLink {
-    pub program: u32,
-    /// 0 if the cgroup was removed: the link then is dead for good.
-    pub cgroup: u64,
+pub enum LinkTarget {
+    /// The cgroup's id; 0 if it was removed: the link then is dead for good.
+    Cgroup(u64),
+    /// The network namespace's inode; 0 if it is gone.
+    Netns(u64),
 }
 
 /// The start of `union bpf_attr` for BPF_OBJ_PIN and BPF_OBJ_GET.
@@ -107,9 +113,9 @@ struct LinkInfo {
     id: u32,
     program: u32,
     padding: u32,
-    cgroup: u64,
-    attach_type: u32,
-    rest: u32,
+    /// Cgroups: the id in two halves, as it lies in memory. Network namespaces: inode and attach type.
+    target: [u32; 2],
+    rest: [u32; 2],
 }
 
 /// A reader of events that can be awaited, inside a runtime.
@@ -134,6 +140,16 @@ pub fn link(
         program: program.as_raw_fd() as u32,
         target: cgroup.as_raw_fd() as u32,
         attach_type: hook as u32,
+        flags: 0,
+    })
+}
+
+/// Attaches a program of the kind `sk_lookup` to a network namespace, after what may be there.
+pub fn link_to_netns(program: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    create_link(&LinkCreate {
+        program: program.as_raw_fd() as u32,
+        target: netns.as_raw_fd() as u32,
+        attach_type: BPF_SK_LOOKUP,
         flags: 0,
     })
 }
@@ -184,16 +200,14 @@ pub fn open_link(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// What a link connects; an error if it is not one to a cgroup.
-pub fn cgroup_link(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
+/// What a link is attached to; an error if that is neither a cgroup nor a network namespace.
+pub fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     let info = link_info(link)?;
     match info.kind {
-        BPF_LINK_TYPE_CGROUP => Ok(CgroupLink {
-            program: info.program,
-            cgroup: info.cgroup,
-        }),
+        BPF_LINK_TYPE_CGROUP => Ok(LinkTarget::Cgroup(bytemuck::cast(info.target))),
+        BPF_LINK_TYPE_NETNS => Ok(LinkTarget::Netns(info.target[0].into())),
         kind => Err(io::Error::other(format!(
-            "a link of type {kind}, not to a cgroup"
+            "a link of type {kind}, neither to a cgroup nor to a network namespace"
         ))),
     }
 }
@@ -203,7 +217,7 @@ pub fn interface_link(link: BorrowedFd<'_>) -> io::Result<u32> {
     let info = link_info(link)?;
     match info.kind {
         // A word, where links to cgroups have an id of two.
-        BPF_LINK_TYPE_TCX => Ok(bytemuck::cast::<u64, [u32; 2]>(info.cgroup)[0]),
+        BPF_LINK_TYPE_TCX => Ok(info.target[0]),
         kind => Err(io::Error::other(format!(
             "a link of type {kind}, not to an interface"
         ))),
@@ -234,7 +248,7 @@ pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Res
     unsafe { bpf(BPF_LINK_UPDATE, &attr) }.map(drop)
 }
 
-/// Takes the link's program off its cgroup before this returns; only to close or unpin the link would do so some time later.
+/// Takes the link's program off before this returns; only to close or unpin the link would do so some time later.
 ///
 /// A link that does not know how to (before Linux 5.9) is left to its unpinning.
 pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {

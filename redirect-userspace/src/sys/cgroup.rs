@@ -59,6 +59,11 @@ impl Cgroup {
         })
     }
 
+    /// Whether it is the root of the hierarchy, in which every process is.
+    pub fn is_root(&self) -> bool {
+        !self.path.join("cgroup.type").exists()
+    }
+
     /// Whether this is `other`, or below it.
     pub fn is_in(&self, other: &Self) -> bool {
         let device = |path: &Path| fs::metadata(path).map(|of| (of.dev(), of.ino()));
@@ -104,8 +109,7 @@ pub fn own(configured: Option<&Path>) -> Result<PathBuf, CgroupError> {
         return Ok(cgroup.path);
     }
     let present = Cgroup::open(&current()?)?;
-    let is_root = !present.path.join("cgroup.type").exists();
-    if !is_root && present.processes()? == [process::id()] {
+    if !present.is_root() && present.processes()? == [process::id()] {
         return Ok(present.path);
     }
     remove_stale(&present.path);
@@ -127,20 +131,25 @@ pub fn own(configured: Option<&Path>) -> Result<PathBuf, CgroupError> {
 
 /// The directory of this process's cgroup v2.
 pub fn current() -> Result<PathBuf, CgroupError> {
-    let read = |path: &str| {
-        fs::read_to_string(path).map_err(|source| CgroupError::Io {
-            what: "read",
-            path: path.into(),
-            source,
-        })
-    };
-    let mounts = read("/proc/self/mountinfo")?;
     let cgroups = read("/proc/self/cgroup")?;
     let of_process = cgroups
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
         .ok_or(CgroupError::NotInOne)?;
-    directory(&mounts, of_process).ok_or(CgroupError::NotMounted)
+    directory_of(of_process)
+}
+
+/// The directory of the cgroup that the kernel calls `name`: the reverse of [`in_hierarchy`].
+pub fn directory_of(name: &str) -> Result<PathBuf, CgroupError> {
+    directory(&read("/proc/self/mountinfo")?, name).ok_or(CgroupError::NotMounted)
+}
+
+fn read(path: &str) -> Result<String, CgroupError> {
+    fs::read_to_string(path).map_err(|source| CgroupError::Io {
+        what: "read",
+        path: path.into(),
+        source,
+    })
 }
 
 /// Where the cgroup `path` of /proc/PID/cgroup is in the file system, from the text of mountinfo (proc(5)).
@@ -166,13 +175,7 @@ fn directory(mountinfo: &str, path: &str) -> Option<PathBuf> {
 /// The cgroup whose directory is `path`, as the kernel calls it: from the root of the hierarchy, or of this process's cgroup
 /// namespace.
 pub fn in_hierarchy(path: &Path) -> Result<String, CgroupError> {
-    let read = fs::read_to_string("/proc/self/mountinfo");
-    let mounts = read.map_err(|source| CgroupError::Io {
-        what: "read",
-        path: "/proc/self/mountinfo".into(),
-        source,
-    })?;
-    kernel_name(&mounts, path).ok_or(CgroupError::NotMounted)
+    kernel_name(&read("/proc/self/mountinfo")?, path).ok_or(CgroupError::NotMounted)
 }
 
 /// The reverse of [`directory`].

@@ -1,4 +1,4 @@
-//! A captured pod, and a listener in its network namespace that stands for the proxy.
+//! A captured pod, and listeners in its network namespace that stand for the proxy.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use std::{
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown as How, recvmsg, shutdown};
 use redirect::{
     capture::{Applied, Capture, CaptureError, Sockets, VerdictCount, ebpf::EbpfCapture},
-    config::{Backend, CaptureConfig, IptablesVariant, Mode},
+    config::{Backend, CaptureConfig, IptablesVariant, Mode, ProberCgroups},
     identity::Identity,
     orig_dst::OrigDstResolver,
     pod::{Pod, PodOptions, PodUid},
@@ -37,7 +37,7 @@ pub struct Fixture {
     pub options: PodOptions,
     pub bpffs: PathBuf,
     pub proxy_cgroup: PathBuf,
-    proxy: Option<Proxy>,
+    proxies: Option<Proxies>,
     // Last: it removes the namespaces, cgroups and the bpffs.
     _bed: Testbed,
 }
@@ -68,7 +68,7 @@ impl Fixture {
             options,
             bpffs,
             proxy_cgroup,
-            proxy: None,
+            proxies: None,
             _bed: bed,
         };
         fixture.listen();
@@ -82,19 +82,33 @@ impl Fixture {
 
     pub fn apply(&mut self) -> Applied {
         let pod = self.spec();
-        let netns = self.client.netns().clone();
-        apply(self.capture(), &pod, &netns).expect("capture the pod")
+        self.apply_as(&pod).expect("capture the pod")
     }
 
-    /// Starts the stand-in for the proxy.
+    /// Captures the client's namespace for what `pod` says.
+    pub fn apply_as(&mut self, pod: &Pod) -> Result<Applied, CaptureError> {
+        let netns = self.client.netns().clone();
+        let capture = self.capture.as_mut().expect("the test did not drop it");
+        match &self.proxies {
+            Some(proxies) => capture.apply(pod, &netns, &proxies.sockets()),
+            None => apply(capture, pod, &netns),
+        }
+    }
+
+    /// Starts the stand-ins for the proxy. What arrives for the pod comes to them when the pod is applied.
     pub fn listen(&mut self) {
         let resolver = self.capture().resolver();
-        self.proxy = Some(Proxy::start(&self.client, &self.proxy_cgroup, resolver));
+        let start = |port| Proxy::start(&self.client, &self.proxy_cgroup, port, resolver.clone());
+        self.proxies = Some(Proxies {
+            outbound: start(ports::OUTBOUND),
+            inbound_plaintext: start(ports::INBOUND_PLAINTEXT),
+            hbone: start(ports::INBOUND_HBONE),
+        });
     }
 
-    /// Stops it: nobody listens on its port any more.
+    /// Stops them: nobody listens on their ports any more.
     pub fn stop_listening(&mut self) {
-        self.proxy = None;
+        self.proxies = None;
     }
 
     pub fn uid(&self) -> PodUid {
@@ -141,17 +155,27 @@ impl Fixture {
 
     /// The sum of the counters with this reason, whatever the hook and verdict.
     pub fn count(&self, reason: &str) -> u64 {
+        self.count_at("", reason)
+    }
+
+    /// The same for hooks whose names begin with `hook`.
+    pub fn count_at(&self, hook: &str, reason: &str) -> u64 {
         let counters = self.capture.as_ref().expect("loaded").counters()();
         counters
             .iter()
-            .filter(|counter| counter.reason == reason)
+            .filter(|counter| counter.reason == reason && counter.hook.starts_with(hook))
             .map(|counter: &VerdictCount| counter.count)
             .sum()
     }
 
     /// Connects that are between `connect()` and accept.
     pub fn flows(&self) -> usize {
-        let map = pins(&self.bpffs).join("maps/rdr_flows");
+        self.entries("rdr_flows")
+    }
+
+    /// How many entries a map has.
+    pub fn entries(&self, map: &str) -> usize {
+        let map = pins(&self.bpffs).join("maps").join(map);
         let dump = Command::new("/usr/sbin/bpftool")
             .args(["-j", "map", "dump", "pinned"])
             .arg(map)
@@ -174,7 +198,7 @@ impl Fixture {
 
 impl Drop for Fixture {
     fn drop(&mut self) {
-        self.proxy = None;
+        self.proxies = None;
         self.capture = None;
         if let Err(error) = redirect::capture::uninstall(&self.bpffs)
             && !thread::panicking()
@@ -200,12 +224,18 @@ pub fn apply(capture: &mut EbpfCapture, pod: &Pod, netns: &Netns) -> Result<Appl
 }
 
 pub fn load(bpffs: &Path, cgroup: &Path) -> EbpfCapture {
+    load_with(bpffs, cgroup, Vec::new())
+}
+
+/// With programs on the cgroups of probers.
+pub fn load_with(bpffs: &Path, cgroup: &Path, probers: Vec<PathBuf>) -> EbpfCapture {
     let config = CaptureConfig {
         backend: Backend::Ebpf,
         mode: Mode::Shared,
         iptables: IptablesVariant::Auto,
         // It has tests of its own.
         leak_guard: false,
+        probers: ProberCgroups::Paths(probers),
         bpffs: bpffs.to_owned(),
         cgroup: None,
         exempt_uid: None,
@@ -266,6 +296,22 @@ impl Answer {
     }
 }
 
+struct Proxies {
+    outbound: Proxy,
+    inbound_plaintext: Proxy,
+    hbone: Proxy,
+}
+
+impl Proxies {
+    fn sockets(&self) -> Sockets<'_> {
+        Sockets {
+            outbound: self.outbound.listener.as_fd(),
+            inbound_plaintext: self.inbound_plaintext.listener.as_fd(),
+            hbone: self.hbone.listener.as_fd(),
+        }
+    }
+}
+
 struct Proxy {
     listener: Arc<TcpListener>,
     thread: Option<JoinHandle<()>>,
@@ -273,8 +319,13 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn start(pod: &redirect_tests::Pod, cgroup: &Path, resolver: Arc<dyn OrigDstResolver>) -> Self {
-        let listener = listener(pod, cgroup);
+    fn start(
+        pod: &redirect_tests::Pod,
+        cgroup: &Path,
+        port: u16,
+        resolver: Arc<dyn OrigDstResolver>,
+    ) -> Self {
+        let listener = listener(pod, cgroup, port);
         listener
             .set_nonblocking(false)
             .expect("a blocking listener");
@@ -359,13 +410,13 @@ pub fn error_name(error: &io::Error) -> String {
 
 /// A listener in the pod's network namespace that belongs to `cgroup`, as the real proxy's does: made there by another
 /// process, since to move this one would move what other tests are starting, too.
-pub fn listener(pod: &redirect_tests::Pod, cgroup: &Path) -> TcpListener {
+pub fn listener(pod: &redirect_tests::Pod, cgroup: &Path, port: u16) -> TcpListener {
     let (ours, theirs) = UnixStream::pair().expect("make a pair of sockets");
     let mut command = Command::new(app_binary());
     command.arg("enter").arg(cgroup).arg(pod.netns().path());
     command
         .arg(app_binary())
-        .args(["hand-over", &ports::OUTBOUND.to_string()]);
+        .args(["hand-over", &port.to_string()]);
     let output = command
         .stdin(OwnedFd::from(theirs))
         .output()

@@ -1,7 +1,11 @@
 //! The eBPF programs and their loader by themselves, without the daemon.
 
 mod fixture;
+mod inbound;
+mod inbound_options;
 mod lifecycle;
+mod ports;
+mod probes;
 mod proxy_side;
 mod redirected;
 mod told;

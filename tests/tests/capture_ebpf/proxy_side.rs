@@ -10,7 +10,7 @@ use std::{
 use redirect::capture::Capture;
 use redirect_tests::{sys, wait_until};
 
-use crate::fixture::{Answer, Fixture, PATIENCE, error_name, listener, pins};
+use crate::fixture::{Fixture, PATIENCE, error_name, listener, pins};
 
 fn addr(text: &str) -> SocketAddr {
     text.parse().expect("an address")
@@ -22,11 +22,9 @@ const NO_ANSWER: [&str; 2] = ["ENOPROTOOPT", "ENOENT"];
 #[test]
 fn a_direct_connection_has_no_original_destination() {
     let fixture = Fixture::new();
+    // From elsewhere nobody comes to it, see `inbound`; from the pod itself, by its own address.
     for target in [fixture.client.at(15001), fixture.client.at6(15001)] {
-        let app = fixture
-            .peer
-            .app(["connect", &target.to_string(), "recv-line"]);
-        let answer = Answer::parse(app.event("received").text());
+        let (answer, _) = fixture.connect(target, &[]);
         assert_eq!(answer.original, None);
         assert!(
             NO_ANSWER.contains(&answer.sockopt.as_str()),
@@ -34,7 +32,7 @@ fn a_direct_connection_has_no_original_destination() {
             answer.sockopt
         );
     }
-    // Out of the pod itself, to the listener's loopback address and to one of the addresses that stand for destinations.
+    // And to the listener's loopback address and to one of the addresses that stand for destinations.
     for target in [
         "127.0.0.1:15001",
         "127.130.1.1:15001",
@@ -139,7 +137,7 @@ fn getsockopt_with_any_length() {
     let mut fixture = Fixture::new();
     let resolver = fixture.capture().resolver();
     fixture.stop_listening();
-    let listener = listener(&fixture.client, &fixture.proxy_cgroup);
+    let listener = listener(&fixture.client, &fixture.proxy_cgroup, 15001);
     listener
         .set_nonblocking(false)
         .expect("a blocking listener");

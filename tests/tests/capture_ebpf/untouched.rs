@@ -30,11 +30,11 @@ fn loopback_and_own_addresses() {
         let target = target.parse().expect("an address");
         expect_direct(&fixture.start(target, &[], &["recv-line"]), target);
     }
-    assert_eq!(fixture.count("loopback"), 4);
+    assert_eq!(fixture.count_at("connect", "loopback"), 4);
     for target in [fixture.client.at(9000), fixture.client.at6(9000)] {
         expect_direct(&fixture.start(target, &[], &["recv-line"]), target);
     }
-    assert_eq!(fixture.count("own_address"), 2);
+    assert_eq!(fixture.count_at("connect", "own_address"), 2);
     for (target, peername) in [
         ("0.0.0.0:9000", "127.0.0.1:9000"),
         ("[::]:9000", "[::1]:9000"),
@@ -44,7 +44,10 @@ fn loopback_and_own_addresses() {
         assert!(app.event("received").text().starts_with("hello "));
     }
     assert_eq!(
-        (fixture.count("unspecified"), fixture.count("captured")),
+        (
+            fixture.count_at("connect", "unspecified"),
+            fixture.count_at("connect", "captured")
+        ),
         (2, 0)
     );
 }

@@ -7,7 +7,7 @@ use redirect::{
         self, Applied, Capture, Sockets,
         ebpf::{EbpfCapture, guard::AttachBy},
     },
-    config::{Backend, CaptureConfig, IptablesVariant, Mode},
+    config::{Backend, CaptureConfig, IptablesVariant, Mode, ProberCgroups},
     identity::Identity,
     pod::{Pod, PodOptions, PodUid},
 };
@@ -239,6 +239,7 @@ fn config(daemon: &redirect_tests::DaemonSpec) -> CaptureConfig {
         iptables: IptablesVariant::Auto,
         mode: Mode::Shared,
         leak_guard: true,
+        probers: ProberCgroups::Paths(Vec::new()),
         exempt_uid: None,
         bpffs: daemon.bpffs(),
         cgroup: None,

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::Path, sync::Arc};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use redirect_common::maps::{DnsEntry, DnsKey};
 
-use super::{super::CaptureError, netns_cookie};
+use super::{super::CaptureError, subject::netns_cookie};
 use crate::{
     orig_dst::dns::{AskedServer, DnsServers},
     sys::{bpf::Plain, netns::Netns},

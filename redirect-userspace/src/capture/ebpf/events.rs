@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::PoisonError};
 
 use aya::maps::{Map, MapData, MapError, RingBuf};
-use redirect_common::event::Event;
+use redirect_common::{Addr, event::Event};
 
 use super::PodNames;
 use crate::sys::bpf;
@@ -42,9 +42,10 @@ fn log(event: &Event, names: &PodNames) {
     let pod = names
         .get(&event.netns_cookie)
         .map_or("", |uid| uid.as_str());
-    let target = match event.target_port {
+    // Where there is none, the port is 0.
+    let shown = |addr: Addr, port| match port {
         0 => String::new(),
-        port => SocketAddr::new(event.target.to_ip(), port).to_string(),
+        port => SocketAddr::new(addr.to_ip(), port).to_string(),
     };
     tracing::info!(
         target: "redirect::capture::event",
@@ -53,7 +54,8 @@ fn log(event: &Event, names: &PodNames) {
         verdict = verdict.as_str(),
         reason = reason.as_str(),
         dst = %SocketAddr::new(event.dst.to_ip(), event.dst_port),
-        to = target,
+        to = shown(event.target, event.target_port),
+        src = shown(event.src, event.src_port),
         pid = event.pid,
         cgroup = event.cgroup,
         "connect"

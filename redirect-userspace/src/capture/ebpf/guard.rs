@@ -22,7 +22,7 @@ use super::{
 use crate::{
     pod::PodOptions,
     sys::{
-        bpf::{self, CgroupHook},
+        bpf::{self, CgroupHook, LinkTarget},
         cgroup::Cgroup,
         netns::Netns,
     },
@@ -107,8 +107,9 @@ impl Guard {
         let program = self.program(pins, REFUSING, options_rules(options))?;
         let pin = directory.join(ON_CGROUP);
         let attach = || -> io::Result<()> {
-            if let Some(link) = live(&pin, |link| Ok(bpf::cgroup_link(link)?.cgroup == cgroup.id))?
-            {
+            if let Some(link) = live(&pin, |link| {
+                Ok(bpf::link_target(link)? == LinkTarget::Cgroup(cgroup.id))
+            })? {
                 return bpf::replace_program(link.as_fd(), program);
             }
             let on = fs::File::open(&cgroup.path)?;
@@ -131,7 +132,7 @@ impl Guard {
             Entry::Occupied(loaded) => loaded.into_mut(),
             Entry::Vacant(empty) => empty.insert(Single::load(pins, name, CONSTANT, rules)?),
         };
-        program.fd()
+        Ok(program.fd())
     }
 }
 

@@ -1,33 +1,51 @@
 //! Which program is on which hook, and attaching them so that the pins never tell less than there is.
 
-use std::{fs, os::fd::AsFd, path::Path};
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
 
 use super::{
     super::{Applied, CaptureError},
-    object::Object,
+    object::Programs,
     pins::{Pins, Place},
 };
 use crate::{
-    pod::PodUid,
+    pod::{Pod, PodUid},
     sys::{
-        bpf::{self, CgroupHook},
+        bpf::{self, CgroupHook, LinkTarget},
         cgroup::Cgroup,
+        netns::Netns,
     },
 };
 
 /// Where a program is attached.
+#[derive(Clone, Copy)]
 pub struct Hook {
-    kind: CgroupHook,
+    kind: Kind,
     pin: &'static str,
-    program: &'static str,
+    pub program: &'static str,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Cgroup(CgroupHook),
+    /// `sk_lookup`.
+    Netns,
 }
 
 const fn hook(kind: CgroupHook, pin: &'static str, program: &'static str) -> Hook {
+    let kind = Kind::Cgroup(kind);
     Hook { kind, pin, program }
 }
 
-/// On a pod's cgroup, in the order of attaching: connects are steered only when all that follows is ready for them.
-pub const POD_HOOKS: [Hook; 9] = [
+/// On a pod's cgroup and network namespace, in the order of attaching: connections are steered only when all that follows is
+/// ready for them.
+pub const POD_HOOKS: [Hook; 13] = [
+    hook(CgroupHook::Bind4, "bind4", "rdr_bind4"),
+    hook(CgroupHook::Bind6, "bind6", "rdr_bind6"),
+    hook(CgroupHook::Setsockopt, "setsockopt", "rdr_setsockopt"),
     hook(CgroupHook::SockOps, "sock_ops", "rdr_pod_ops"),
     hook(CgroupHook::Getpeername4, "getpeername4", "rdr_peername4"),
     hook(CgroupHook::Getpeername6, "getpeername6", "rdr_peername6"),
@@ -35,9 +53,28 @@ pub const POD_HOOKS: [Hook; 9] = [
     hook(CgroupHook::Recvmsg6, "recvmsg6", "rdr_recvmsg6"),
     hook(CgroupHook::Sendmsg4, "sendmsg4", "rdr_sendmsg4"),
     hook(CgroupHook::Sendmsg6, "sendmsg6", "rdr_sendmsg6"),
+    Hook {
+        kind: Kind::Netns,
+        pin: "sk_lookup",
+        program: "rdr_lookup",
+    },
     hook(CgroupHook::Connect4, "connect4", "rdr_connect4"),
     hook(CgroupHook::Connect6, "connect6", "rdr_connect6"),
 ];
+
+/// The hooks of a pod: one that bypasses inbound capture has a program there that is laxer, and one that shares its namespace
+/// with others has none that would see theirs.
+pub fn pod_hooks(pod: &Pod) -> Vec<Hook> {
+    let laxer = |hook: Hook| match hook.kind {
+        Kind::Netns if pod.options.bypass_inbound => Hook {
+            program: "rdr_lookup_any",
+            ..hook
+        },
+        _ => hook,
+    };
+    let is_fit = |hook: &Hook| pod.cgroup_only.is_none() || !matches!(hook.kind, Kind::Netns);
+    POD_HOOKS.into_iter().filter(is_fit).map(laxer).collect()
+}
 
 /// On the proxy's cgroup.
 pub const PROXY_HOOKS: [Hook; 2] = [
@@ -45,21 +82,65 @@ pub const PROXY_HOOKS: [Hook; 2] = [
     hook(CgroupHook::Getsockopt, "getsockopt", "rdr_getsockopt"),
 ];
 
-/// Attaches what is missing on a pod's cgroup, and puts this daemon's programs into the links that are there.
+/// On the cgroup of whoever probes pods.
+pub const PROBER_HOOKS: [Hook; 1] = [hook(CgroupHook::SockOps, "sock_ops", "rdr_prober_ops")];
+
+/// What programs are attached to.
+#[derive(Clone, Copy)]
+pub struct Targets<'a> {
+    pub cgroup: &'a Cgroup,
+    /// For hooks of a pod.
+    pub netns: Option<&'a Netns>,
+}
+
+impl<'a> Targets<'a> {
+    fn cgroup(cgroup: &'a Cgroup) -> Self {
+        Self {
+            cgroup,
+            netns: None,
+        }
+    }
+
+    fn is(&self, target: LinkTarget) -> bool {
+        match target {
+            LinkTarget::Cgroup(id) => id == self.cgroup.id,
+            LinkTarget::Netns(inode) => self.netns.is_some_and(|netns| netns.inode() == inode),
+        }
+    }
+
+    fn link(&self, program: BorrowedFd<'_>, kind: Kind) -> io::Result<OwnedFd> {
+        match (kind, self.netns) {
+            (Kind::Cgroup(hook), _) => {
+                bpf::link(program, fs::File::open(&self.cgroup.path)?.as_fd(), hook)
+            }
+            (Kind::Netns, Some(netns)) => bpf::link_to_netns(program, netns.as_fd()),
+            (Kind::Netns, None) => Err(io::Error::other("no network namespace is given")),
+        }
+    }
+
+    fn name(&self, kind: Kind) -> String {
+        match (kind, self.netns) {
+            (Kind::Netns, Some(netns)) => netns.path().display().to_string(),
+            _ => self.cgroup.path.display().to_string(),
+        }
+    }
+}
+
+/// Attaches what is missing on a pod's cgroup and network namespace, and puts this daemon's programs into the links that are there.
 pub fn attach_pod(
-    object: &Object,
+    programs: &Programs,
     pins: &Pins,
     uid: &PodUid,
     place: Place,
-    cgroup: &Cgroup,
+    targets: Targets<'_>,
     hooks: &[Hook],
 ) -> Result<Applied, CaptureError> {
     let directory = pins.place(uid, place)?;
     if directory.exists() {
-        return adopt(object, &directory, cgroup, hooks);
+        return adopt(programs, &directory, targets, hooks);
     }
     let staged = pins.stage(uid, place)?;
-    attach_all(object, &staged, cgroup, hooks)
+    attach_all(programs, &staged, targets, hooks)
         .inspect_err(|_| _ = super::pins::remove_links(&staged))?;
     fs::rename(&staged, &directory).map_err(|error| {
         CaptureError::kernel("rename the new links to", directory.display(), &error)
@@ -69,58 +150,77 @@ pub fn attach_pod(
 
 /// Attaches the proxy's programs to the daemon's cgroup; those of earlier daemons' cgroups go.
 pub fn attach_proxy(
-    object: &Object,
+    programs: &Programs,
     pins: &Pins,
     cgroup: &Cgroup,
     hooks: &[Hook],
 ) -> Result<(), CaptureError> {
-    let directory = pins.proxy(cgroup.id);
-    if directory.exists() {
-        adopt(object, &directory, cgroup, hooks)?;
-    } else {
-        fs::create_dir(&directory)
-            .map_err(|error| CaptureError::kernel("create", directory.display(), &error))?;
-        attach_all(object, &directory, cgroup, hooks)?;
-    }
+    attach_in(programs, &pins.proxy(cgroup.id), cgroup, hooks)?;
     pins.remove_other_proxies(cgroup.id)
 }
 
-fn attach_all(
-    object: &Object,
+/// Attaches the programs for whoever probes pods; those of cgroups that are not among `cgroups` go.
+pub fn attach_probers(
+    programs: &Programs,
+    pins: &Pins,
+    cgroups: &[Cgroup],
+    hooks: &[Hook],
+) -> Result<(), CaptureError> {
+    for cgroup in cgroups {
+        attach_in(programs, &pins.prober(cgroup.id), cgroup, hooks)?;
+    }
+    let keep: Vec<_> = cgroups.iter().map(|cgroup| cgroup.id).collect();
+    pins.remove_other_probers(&keep)
+}
+
+fn attach_in(
+    programs: &Programs,
     directory: &Path,
     cgroup: &Cgroup,
     hooks: &[Hook],
 ) -> Result<(), CaptureError> {
+    let targets = Targets::cgroup(cgroup);
+    if directory.exists() {
+        return adopt(programs, directory, targets, hooks).map(drop);
+    }
+    fs::create_dir(directory)
+        .map_err(|error| CaptureError::kernel("create", directory.display(), &error))?;
+    attach_all(programs, directory, targets, hooks)
+}
+
+fn attach_all(
+    programs: &Programs,
+    directory: &Path,
+    targets: Targets<'_>,
+    hooks: &[Hook],
+) -> Result<(), CaptureError> {
     hooks
         .iter()
-        .try_for_each(|hook| attach(object, directory, cgroup, hook))
+        .try_for_each(|hook| attach(programs, directory, targets, hook))
 }
 
 fn attach(
-    object: &Object,
+    programs: &Programs,
     directory: &Path,
-    cgroup: &Cgroup,
+    targets: Targets<'_>,
     hook: &Hook,
 ) -> Result<(), CaptureError> {
     let pin = directory.join(hook.pin);
-    let fail = |error: std::io::Error| {
-        CaptureError::kernel(
-            "attach",
-            format!("{} to {}", hook.program, cgroup.path.display()),
-            &error,
-        )
-    };
-    let on = fs::File::open(&cgroup.path).map_err(fail)?;
-    let link = bpf::link(object.program(hook.program)?, on.as_fd(), hook.kind).map_err(fail)?;
+    let link = targets
+        .link(programs.get(hook.program)?, hook.kind)
+        .map_err(|error| {
+            let object = format!("{} to {}", hook.program, targets.name(hook.kind));
+            CaptureError::kernel("attach", object, &error)
+        })?;
     bpf::pin(link.as_fd(), &pin)
         .map_err(|error| CaptureError::kernel("pin the link at", pin.display(), &error))
 }
 
-/// Goes on with the links in `directory`, all of which are to be on `cgroup`.
+/// Goes on with the links in `directory`, all of which are to be on `targets`.
 fn adopt(
-    object: &Object,
+    programs: &Programs,
     directory: &Path,
-    cgroup: &Cgroup,
+    targets: Targets<'_>,
     hooks: &[Hook],
 ) -> Result<Applied, CaptureError> {
     let mut applied = Applied::Adopted;
@@ -134,18 +234,16 @@ fn adopt(
         };
         match link {
             // Another daemon's build may have other programs; replaced in place, no connect passes in between.
-            Some(link)
-                if bpf::cgroup_link(link.as_fd()).is_ok_and(|link| link.cgroup == cgroup.id) =>
-            {
-                bpf::replace_program(link.as_fd(), object.program(hook.program)?)
+            Some(link) if bpf::link_target(link.as_fd()).is_ok_and(|to| targets.is(to)) => {
+                bpf::replace_program(link.as_fd(), programs.get(hook.program)?)
                     .map_err(|error| fail("replace the program of the link", error))?;
             }
-            // Dead, or not ours: a cgroup that was removed takes its links with it.
+            // Dead, or not ours: what was removed takes its links with it.
             found => {
                 if found.is_some() {
                     fs::remove_file(&pin).map_err(|error| fail("remove the dead link", error))?;
                 }
-                attach(object, directory, cgroup, hook)?;
+                attach(programs, directory, targets, hook)?;
                 applied = Applied::Attached;
             }
         }

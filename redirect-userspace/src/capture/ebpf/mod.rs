@@ -1,11 +1,10 @@
 //! Capture by eBPF: programs on the pod's cgroup steer its connects to the proxy's listener in the pod's network namespace.
 //!
 //! The pins *are* the state (see [`pins`]): what is pinned is captured, also while no daemon runs, and a new daemon goes on
-//! with it. The maps hold what the programs need to know of each pod (see [`tables`]).
+//! with it. The maps hold what the programs need to know of each pod (see [`tables`] and [`inbound`]).
 
 use std::{
     collections::HashMap,
-    os::unix::net::UnixDatagram,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -15,10 +14,13 @@ use redirect_common::maps::names;
 use self::{
     dns::DnsMap,
     guard::{AttachBy, Guard},
-    links::{POD_HOOKS, PROXY_HOOKS},
+    inbound::Inbound,
+    links::{PROXY_HOOKS, Targets},
     object::Object,
-    pins::{Pins, Place},
+    pins::Pins,
+    prober::Prober,
     resolver::{AcceptedSockets, PodNumbers},
+    subject::Subject,
     tables::Tables,
 };
 use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters, older};
@@ -26,7 +28,7 @@ use crate::{
     config::{CaptureConfig, Mode},
     orig_dst::{OrigDstResolver, dns::DnsServers},
     pod::{Pod, PodUid},
-    sys::{bpf, bpffs, cgroup::Cgroup, netns::Netns},
+    sys::{bpffs, cgroup::Cgroup, netns::Netns},
 };
 
 mod classifier;
@@ -34,13 +36,17 @@ mod counters;
 mod dns;
 mod events;
 pub mod guard;
+mod inbound;
 mod links;
 pub mod needs;
 pub(super) mod netlink;
 mod object;
 mod pins;
+mod prober;
+mod reserved;
 mod resolver;
 mod route;
+mod subject;
 mod tables;
 
 /// Names of captured pods by the cookie of their network namespace, for events.
@@ -52,6 +58,9 @@ pub struct EbpfCapture {
     own: Cgroup,
     pins: Pins,
     tables: Tables,
+    inbound: Inbound,
+    /// Until it is on its own way.
+    prober: Option<Prober>,
     resolver: Arc<AcceptedSockets>,
     dns: Arc<DnsMap>,
     counters: VerdictCounters,
@@ -77,7 +86,8 @@ impl EbpfCapture {
         let mut object = Object::load(&pins)?;
         let mut tables = Tables::open(&mut object)?;
         tables.configure(config.events)?;
-        remove_orphans(&pins, &mut tables)?;
+        let mut inbound = Inbound::open(&mut object)?;
+        remove_orphans(&pins, &mut tables, &mut inbound)?;
         let numbers = PodNumbers::default();
         let resolver = Arc::new(AcceptedSockets::new(
             object.map(names::ACCEPTED)?,
@@ -87,13 +97,20 @@ impl EbpfCapture {
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         let own = Cgroup::open(cgroup)?;
         tables.set_proxy(own.id)?;
-        links::attach_proxy(&object, &pins, &own, &PROXY_HOOKS)?;
+        links::attach_proxy(object.programs(), &pins, &own, &PROXY_HOOKS)?;
+        let prober = Prober::attach(
+            object.programs().clone(),
+            pins.clone(),
+            config.probers.clone(),
+        )?;
         let has_guard = config.leak_guard && config.mode != Mode::Node;
         Ok(Self {
             object,
             own,
             pins,
+            prober: Some(prober),
             tables,
+            inbound,
             resolver,
             dns,
             counters,
@@ -111,18 +128,15 @@ impl EbpfCapture {
     }
 
     /// Puts the guard on the pod's interfaces, or takes it off where it is not wanted any more.
-    fn guard(
-        &mut self,
-        pod: &Pod,
-        place: Place,
-        netns: &Netns,
-        cgroup: &Cgroup,
-    ) -> Result<(), CaptureError> {
-        let directory = self.pins.place(&pod.uid, place)?;
+    fn guard(&mut self, subject: &Subject<'_>) -> Result<(), CaptureError> {
+        let (pod, netns) = (subject.pod, subject.netns);
+        let directory = self.pins.place(&pod.uid, subject.place())?;
         match &mut self.guard {
             // The interfaces are not its own.
             _ if pod.cgroup_only.is_some() => Ok(()),
-            Some(guard) => guard.apply(&self.pins, &directory, netns, cgroup, &pod.options),
+            Some(guard) => {
+                guard.apply(&self.pins, &directory, netns, &subject.cgroup, &pod.options)
+            }
             None => guard::remove(&directory, netns),
         }
     }
@@ -133,12 +147,76 @@ impl EbpfCapture {
 }
 
 impl EbpfCapture {
-    /// The daemon's own cgroup where it is below the pod's, as that of a proxy in the pod: its connections are not captured.
-    fn own_in(&self, pod: &Cgroup) -> Result<Option<u64>, CaptureError> {
-        if self.own.id == pod.id {
-            return Err(CaptureError::CapturesItself(pod.path.clone()));
+    /// Tells the programs what they need to know of the pod, before they run.
+    fn prepare(
+        &mut self,
+        subject: &Subject<'_>,
+        sockets: &Sockets<'_>,
+    ) -> Result<(), CaptureError> {
+        route::add(subject.netns, &subject.pod.ips)?;
+        reserved::add(subject.netns)?;
+        let is_guarded = self.is_guarded(subject.pod);
+        let number = self.tables.add(subject, is_guarded, sockets.dns)?;
+        self.numbers.insert(number, &subject.pod.uid);
+        self.inbound.add(number, subject, sockets)
+    }
+
+    /// Attaches the programs.
+    fn attach(&self, subject: &Subject<'_>) -> Result<Applied, CaptureError> {
+        let targets = Targets {
+            cgroup: &subject.cgroup,
+            netns: Some(subject.netns),
+        };
+        links::attach_pod(
+            self.object.programs(),
+            &self.pins,
+            &subject.pod.uid,
+            subject.place(),
+            targets,
+            &links::pod_hooks(subject.pod),
+        )
+    }
+
+    /// Makes the programs forget a namespace.
+    fn forget(&mut self, netns_cookie: u64) -> Result<(), CaptureError> {
+        match self.tables.remove(netns_cookie)? {
+            Some(number) => self.inbound.remove(netns_cookie, number),
+            None => Ok(()),
         }
-        Ok(self.own.is_in(pod).then_some(self.own.id))
+    }
+
+    /// Connections find their pod by its address, so that no two pods may have the same.
+    fn check_addresses(&self, subject: &Subject<'_>) -> Result<(), CaptureError> {
+        // A pod whose sandbox was made anew keeps its addresses.
+        let places = self.pins.places(&subject.pod.uid)?;
+        let mut own: Vec<_> = places.iter().map(|place| place.netns_cookie).collect();
+        own.push(subject.netns_cookie);
+        let Some(conflict) = self.inbound.conflict(&subject.ips, &own) else {
+            return Ok(());
+        };
+        let other = self.pod_in(conflict.netns_cookie)?;
+        Err(CaptureError::SharedAddress {
+            ip: conflict.ip,
+            pod: subject.pod.uid.clone(),
+            other: other.map_or_else(
+                || format!("network namespace {}", conflict.netns_cookie),
+                |other| format!("pod {other}"),
+            ),
+        })
+    }
+
+    /// The pod that is captured in a namespace.
+    fn pod_in(&self, netns_cookie: u64) -> Result<Option<PodUid>, CaptureError> {
+        for uid in self.pins.pods()? {
+            let places = self.pins.places(&uid)?;
+            if places
+                .iter()
+                .any(|place| place.netns_cookie == netns_cookie)
+            {
+                return Ok(Some(uid));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -149,45 +227,20 @@ impl Capture for EbpfCapture {
         netns: &Netns,
         sockets: &Sockets<'_>,
     ) -> Result<Applied, CaptureError> {
-        let cgroup = Cgroup::open(&pod.cgroup)?;
-        let netns_cookie = netns_cookie(netns)?;
-        let place = Place {
-            netns_cookie,
-            cgroup: cgroup.id,
-        };
-        let exempt = pod
-            .options
-            .exempt_cgroups
-            .iter()
-            .map(|path| Cgroup::open(path).map(|cgroup| cgroup.id));
-        let mut exempt = exempt.collect::<Result<Vec<_>, _>>()?;
-        exempt.extend(self.own_in(&cgroup)?);
-        route::add(netns, &pod.ips)?;
-        // First what the programs need to know, then the programs.
+        let subject = Subject::find(pod, netns, &self.own)?;
+        let netns_cookie = subject.netns_cookie;
+        self.check_addresses(&subject)?;
         let is_new = !self.tables.has(netns_cookie);
-        let (guarded, dns) = (self.is_guarded(pod), sockets.dns);
-        let number = self.tables.add(netns_cookie, pod, &exempt, guarded, dns)?;
-        self.numbers.insert(number, &pod.uid);
-        let applied = match links::attach_pod(
-            &self.object,
-            &self.pins,
-            &pod.uid,
-            place,
-            &cgroup,
-            &POD_HOOKS,
-        ) {
-            Ok(applied) => applied,
-            Err(error) => {
-                if is_new {
-                    self.numbers.remove(&pod.uid);
-                    _ = self.tables.remove(netns_cookie);
-                    _ = route::remove(netns);
-                }
-                return Err(error);
-            }
-        };
+        let prepared = self.prepare(&subject, sockets);
+        let applied = prepared.and_then(|()| self.attach(&subject));
+        if applied.is_err() && is_new {
+            self.numbers.remove(&pod.uid);
+            _ = self.forget(netns_cookie);
+            _ = clean_netns(netns);
+        }
+        let applied = applied?;
         // Last: what is captured and what is let pass is marked by now.
-        if let Err(error) = self.guard(pod, place, netns, &cgroup) {
+        if let Err(error) = self.guard(&subject) {
             if is_new {
                 self.netns.insert(pod.uid.clone(), netns.clone());
                 _ = self.clean(&pod.uid);
@@ -201,8 +254,8 @@ impl Capture for EbpfCapture {
                 Err(error) => tracing::warn!(pod = %pod.uid, %error, "older connections stay"),
             }
         }
-        for old in self.pins.remove_other_places(&pod.uid, place)? {
-            self.tables.remove(old)?;
+        for old in self.pins.remove_other_places(&pod.uid, subject.place())? {
+            self.forget(old)?;
         }
         self.names
             .write()
@@ -225,7 +278,7 @@ impl Capture for EbpfCapture {
             errors.push(error);
         }
         for cookie in cookies {
-            errors.extend(self.tables.remove(cookie).err());
+            errors.extend(self.forget(cookie).err());
             self.names
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -258,7 +311,10 @@ impl Capture for EbpfCapture {
         self.counters.clone()
     }
 
-    fn start_events(&mut self) {
+    fn start(&mut self) {
+        if let Some(prober) = self.prober.take() {
+            tokio::spawn(prober.follow());
+        }
         self.object.start_log();
         if !self.events {
             return;
@@ -287,33 +343,30 @@ pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
 
 /// See [`super::clean_netns`].
 pub fn clean_netns(netns: &Netns) -> Result<(), CaptureError> {
-    guard::remove_filters(netns).and(route::remove(netns))
+    let results = [
+        guard::remove_filters(netns),
+        route::remove(netns),
+        reserved::remove(netns),
+    ];
+    CaptureError::collect(results.into_iter().filter_map(Result::err).collect())
 }
 
 /// Removes map entries of pods without pins: a daemon was killed between one step and the next.
-fn remove_orphans(pins: &Pins, tables: &mut Tables) -> Result<(), CaptureError> {
+fn remove_orphans(
+    pins: &Pins,
+    tables: &mut Tables,
+    inbound: &mut Inbound,
+) -> Result<(), CaptureError> {
     let mut pinned = Vec::new();
     for uid in pins.pods()? {
         pinned.extend(pins.places(&uid)?.iter().map(|place| place.netns_cookie));
     }
     for cookie in tables.cookies()? {
-        if !pinned.contains(&cookie) {
-            tables.remove(cookie)?;
+        if !pinned.contains(&cookie)
+            && let Some(number) = tables.remove(cookie)?
+        {
+            inbound.remove(cookie, number)?;
         }
     }
-    Ok(())
-}
-
-fn netns_cookie(netns: &Netns) -> Result<u64, CaptureError> {
-    use std::os::fd::AsFd;
-    netns
-        .run(|| bpf::netns_cookie(UnixDatagram::unbound()?.as_fd()))
-        .and_then(|cookie| cookie)
-        .map_err(|error| {
-            CaptureError::kernel(
-                "ask for the cookie of network namespace",
-                netns.path().display(),
-                &error,
-            )
-        })
+    inbound.remove_orphans(&pinned)
 }

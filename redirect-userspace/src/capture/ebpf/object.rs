@@ -1,11 +1,15 @@
 //! The embedded object: its programs, loaded into the kernel, and its maps, pinned.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::Map,
-    programs::{Program, ProgramError, ProgramType},
+    programs::{Program, ProgramError, ProgramFd, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
 use redirect_common::maps::names;
@@ -16,7 +20,11 @@ use crate::sys::bpf;
 /// The programs with their maps.
 pub struct Object {
     ebpf: Ebpf,
+    programs: Arc<Programs>,
 }
+
+/// Descriptors of the loaded programs, by their names.
+pub struct Programs(HashMap<String, ProgramFd>);
 
 impl Object {
     /// Loads all programs. Maps that are pinned already are used on.
@@ -41,14 +49,17 @@ impl Object {
         loader.override_global("RDR_HAS_SET_RETVAL", &has_set_retval, true);
         loader.override_global("AYA_LOG_LEVEL", &log_level, true);
         let mut ebpf = open(&mut loader, pins)?;
+        let mut programs = HashMap::new();
         for (name, program) in ebpf.programs_mut() {
             if except.contains(&name) {
                 continue;
             }
-            load(program)
+            let descriptor = load(program)
                 .map_err(|error| CaptureError::kernel("load the eBPF program", name, &error))?;
+            programs.insert(name.to_owned(), descriptor);
         }
-        Ok(Self { ebpf })
+        let programs = Arc::new(Programs(programs));
+        Ok(Self { ebpf, programs })
     }
 
     /// A map, to be taken once.
@@ -63,9 +74,8 @@ impl Object {
             })
     }
 
-    /// A program's descriptor.
-    pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, CaptureError> {
-        descriptor(&self.ebpf, name)
+    pub fn programs(&self) -> &Arc<Programs> {
+        &self.programs
     }
 
     /// Passes on what the programs log, if they do. Inside the daemon's runtime.
@@ -89,14 +99,18 @@ impl Object {
     }
 }
 
+impl Programs {
+    pub fn get(&self, name: &'static str) -> Result<BorrowedFd<'_>, CaptureError> {
+        let program = self.0.get(name).ok_or_else(|| missing(name))?;
+        Ok(program.as_fd())
+    }
+}
+
 /// Programs that are loaded by themselves, once for each value of their constant that is in use.
 const SINGLES: [&str; 2] = ["rdr_guard", "rdr_refuse"];
 
 /// One program with a value of its constant.
-pub struct Single {
-    ebpf: Ebpf,
-    name: &'static str,
-}
+pub struct Single(ProgramFd);
 
 impl Single {
     /// Loads the program `name` with `value` for its constant. It shares the pinned maps with all others.
@@ -109,15 +123,14 @@ impl Single {
         let mut loader = loader();
         loader.override_global(constant, &value, true);
         let mut ebpf = open(&mut loader, Some(pins))?;
-        if let Some(program) = ebpf.program_mut(name) {
-            load(program)
-                .map_err(|error| CaptureError::kernel("load the eBPF program", name, &error))?;
-        }
-        Ok(Self { ebpf, name })
+        let program = ebpf.program_mut(name).ok_or_else(|| missing(name))?;
+        load(program)
+            .map(Self)
+            .map_err(|error| CaptureError::kernel("load the eBPF program", name, &error))
     }
 
-    pub fn fd(&self) -> Result<BorrowedFd<'_>, CaptureError> {
-        descriptor(&self.ebpf, self.name)
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -143,29 +156,26 @@ fn open(loader: &mut EbpfLoader<'_>, pins: Option<&Pins>) -> Result<Ebpf, Captur
         .map_err(|error| CaptureError::kernel("load", "the eBPF object", &error))
 }
 
-fn descriptor<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, CaptureError> {
-    let missing = || CaptureError::Kernel {
+fn missing(name: &'static str) -> CaptureError {
+    CaptureError::Kernel {
         call: "find",
         object: format!("program {name}"),
         cause: "it is not in the eBPF object".into(),
         hint: "; the programs were built from other sources than the daemon",
-    };
-    let program = ebpf.program(name).ok_or_else(missing)?;
-    Ok(program
-        .fd()
-        .map_err(|error| CaptureError::kernel("use program", name, &error))?
-        .as_fd())
+    }
 }
 
-fn load(program: &mut Program) -> Result<(), ProgramError> {
+fn load(program: &mut Program) -> Result<ProgramFd, ProgramError> {
     match program {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSkb(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
-    }
+    }?;
+    Ok(program.fd()?.try_clone()?)
 }
 
 /// `aya_log_common::Level::Debug`.
@@ -176,7 +186,8 @@ fn is_logging() -> bool {
     tracing::enabled!(target: "redirect_ebpf", tracing::Level::DEBUG)
 }
 
-/// Linux 5.18; without it, a getsockopt with a bad length gets the kernel's own answer instead of EINVAL.
+/// Linux 5.18; without it, a getsockopt with a bad length gets the kernel's own answer instead of EINVAL, and an app that binds
+/// a port of ours gets EPERM instead of EADDRINUSE.
 fn has_set_retval() -> bool {
     is_helper_supported(ProgramType::CgroupSockopt, BpfHelper::BPF_FUNC_set_retval).unwrap_or(false)
 }

@@ -1,9 +1,10 @@
 //! Where maps and links are pinned, which is at the same time the record of what is captured:
 //!
 //! ```text
-//! BPFFS/redirect/v1/maps/NAME
-//!                  /pods/UID/NETNS_COOKIE-CGROUP_ID/HOOK
-//!                  /proxy/CGROUP_ID/HOOK
+//! BPFFS/redirect/vABI/maps/NAME
+//!                    /pods/UID/NETNS_COOKIE-CGROUP_ID/HOOK
+//!                    /proxy/CGROUP_ID/HOOK
+//!                    /prober/CGROUP_ID/HOOK
 //! ```
 //!
 //! The links of a pod come into being in `pods/UID/new-…`, which is renamed when it is complete. The version is
@@ -24,11 +25,13 @@ use crate::{
 };
 
 const FOLDER: &str = "redirect";
+const FOLDERS: [&str; 4] = ["pods", "prober", "proxy", "maps"];
 const STAGED: &str = "new-";
 /// Longest name of a file (NAME_MAX).
 const NAME_MAX: usize = 255;
 
 /// Our folder of this ABI version.
+#[derive(Clone)]
 pub struct Pins {
     ours: PathBuf,
     root: PathBuf,
@@ -63,7 +66,7 @@ impl Pins {
             root: ours.join(format!("v{ABI_VERSION}")),
             ours,
         };
-        for folder in ["maps", "pods", "proxy"] {
+        for folder in FOLDERS {
             let folder = pins.root.join(folder);
             fs::create_dir_all(&folder)
                 .map_err(|error| CaptureError::kernel("create", folder.display(), &error))?;
@@ -77,6 +80,10 @@ impl Pins {
 
     pub fn proxy(&self, cgroup: u64) -> PathBuf {
         self.root.join("proxy").join(cgroup.to_string())
+    }
+
+    pub fn prober(&self, cgroup: u64) -> PathBuf {
+        self.root.join("prober").join(cgroup.to_string())
     }
 
     /// Where the links of a pod are when they are complete.
@@ -146,10 +153,18 @@ impl Pins {
     }
 
     pub fn remove_other_proxies(&self, keep: u64) -> Result<(), CaptureError> {
-        let keep = self.proxy(keep);
-        let others = entries(&self.root.join("proxy"))?
+        self.remove_others("proxy", &[self.proxy(keep)])
+    }
+
+    pub fn remove_other_probers(&self, keep: &[u64]) -> Result<(), CaptureError> {
+        let keep: Vec<_> = keep.iter().map(|cgroup| self.prober(*cgroup)).collect();
+        self.remove_others("prober", &keep)
+    }
+
+    fn remove_others(&self, folder: &str, keep: &[PathBuf]) -> Result<(), CaptureError> {
+        let others = entries(&self.root.join(folder))?
             .into_iter()
-            .filter(|path| *path != keep);
+            .filter(|path| !keep.contains(path));
         CaptureError::collect(
             others
                 .filter_map(|path| remove_links(&path).err())
@@ -187,15 +202,17 @@ pub fn remove_all(bpffs: &Path) -> Result<usize, CaptureError> {
             removed += count(&pod);
             errors.extend(remove_pod(&pod).err());
         }
-        for proxy in entries(&version.join("proxy"))? {
-            removed += count(&proxy);
-            errors.extend(remove_links(&proxy).err());
+        for folder in ["prober", "proxy"] {
+            for cgroup in entries(&version.join(folder))? {
+                removed += count(&cgroup);
+                errors.extend(remove_links(&cgroup).err());
+            }
         }
         for map in entries(&version.join("maps"))? {
             removed += 1;
             errors.extend(remove(&map).err());
         }
-        for folder in ["pods", "proxy", "maps"] {
+        for folder in FOLDERS {
             errors.extend(remove(&version.join(folder)).err());
         }
         errors.extend(remove(&version).err());
@@ -213,12 +230,13 @@ fn remove_pod(pod: &Path) -> Result<(), CaptureError> {
     CaptureError::collect(errors)
 }
 
-/// Detaches all links in a folder, and removes it: first the guard, which would drop what is no longer captured, then connects.
+/// Detaches all links in a folder, and removes it: first the guard, which would drop what is no longer captured, then what steers
+/// connections.
 pub fn remove_links(folder: &Path) -> Result<(), CaptureError> {
     let mut links = entries(folder)?;
     links.sort_by_key(|link| {
         let name = link.file_name().unwrap_or_default().as_encoded_bytes();
-        let first = [guard::PIN, "connect"];
+        let first = [guard::PIN, "connect", "sk_lookup"];
         first
             .iter()
             .position(|start| name.starts_with(start.as_bytes()))

@@ -6,26 +6,30 @@ use aya::maps::{
     Array, HashMap, Map, MapData, MapError,
     lpm_trie::{Key, LpmTrie},
 };
+use ipnet::IpNet;
 use redirect_common::{
     Addr,
     maps::{
-        CgroupKey, DnsEntry, DnsKey, FlowKey, MAX_FLOWS_PER_POD, MAX_PODS, NetKey, OrigDstEntry,
-        OwnKey, PodEntry, PortKey, Settings, names, pod_flags,
+        CgroupKey, DnsEntry, DnsKey, FlowKey, List, MAX_FLOWS_PER_POD, MAX_PODS, NetKey,
+        OrigDstEntry, OwnKey, PodEntry, PortKey, Settings, names, pod_flags,
     },
     ports,
 };
 
-use super::{super::CaptureError, object::Object};
-use crate::{pod::Pod, sys::bpf::Plain};
+use super::{super::CaptureError, object::Object, subject::Subject};
+use crate::{
+    pod::{OnProxyFailure, Pod, PodOptions},
+    sys::bpf::Plain,
+};
 
-type Table<K, V> = HashMap<MapData, Plain<K>, V>;
+pub(super) type Table<K, V> = HashMap<MapData, Plain<K>, V>;
 
 pub struct Tables {
     pods: HashMap<MapData, u64, Plain<PodEntry>>,
     pending: Array<MapData, i64>,
     own: Table<OwnKey, u8>,
-    excluded_ports: Table<PortKey, u8>,
-    excluded_nets: LpmTrie<MapData, Plain<NetKey>, u8>,
+    ports: Table<PortKey, u8>,
+    nets: LpmTrie<MapData, Plain<NetKey>, u8>,
     exempt_cgroups: Table<CgroupKey, u8>,
     flows: Table<FlowKey, Plain<OrigDstEntry>>,
     dns: Table<DnsKey, Plain<DnsEntry>>,
@@ -39,8 +43,8 @@ impl Tables {
             pods: typed(object, names::PODS)?,
             pending: typed(object, names::PENDING)?,
             own: typed(object, names::OWN)?,
-            excluded_ports: typed(object, names::EXCLUDED_PORTS)?,
-            excluded_nets: typed(object, names::EXCLUDED_NETS)?,
+            ports: typed(object, names::PORTS)?,
+            nets: typed(object, names::NETS)?,
             exempt_cgroups: typed(object, names::EXEMPT_CGROUPS)?,
             flows: typed(object, names::FLOWS)?,
             dns: typed(object, names::DNS)?,
@@ -82,49 +86,42 @@ impl Tables {
         self.pods.get(&netns_cookie, 0).is_ok()
     }
 
-    /// Tells the programs of a pod, or of what has changed about it; gives the number by which they know it. `exempt` are ids
-    /// of cgroups; `dns`: queries are captured.
+    /// Tells the programs of a pod, or of what has changed about it, and returns the number by which they
+    /// know it. `dns`: its queries are captured.
     pub fn add(
         &mut self,
-        netns_cookie: u64,
-        pod: &Pod,
-        exempt: &[u64],
+        subject: &Subject<'_>,
         is_guarded: bool,
         dns: bool,
     ) -> Result<u32, CaptureError> {
+        let (pod, netns_cookie) = (subject.pod, subject.netns_cookie);
         let known = self.pods.get(&netns_cookie, 0).map(|entry| entry.0).ok();
         let number = match known {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(pod, number, !exempt.is_empty(), is_guarded, dns);
+        let entry = entry(subject, number, is_guarded, dns);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
                 .map_err(at(names::PENDING, number))?;
         }
         let of_pod = |key_pod: u32| key_pod == number;
-        replace(
-            &mut self.own,
-            names::OWN,
-            |key| of_pod(key.pod),
-            &keys(pod, |addr| OwnKey { pod: number, addr }),
-        )?;
-        let ports = pod.options.exclude_outbound_ports.iter();
-        let ports: Vec<_> = ports
-            .map(|port| PortKey {
+        let own: Vec<_> = extra_ips(pod)
+            .map(|ip| OwnKey {
                 pod: number,
-                port: *port,
-                padding: 0,
+                addr: ip.into(),
             })
             .collect();
+        replace(&mut self.own, names::OWN, |key| of_pod(key.pod), &own)?;
         replace(
-            &mut self.excluded_ports,
-            names::EXCLUDED_PORTS,
+            &mut self.ports,
+            names::PORTS,
             |key| of_pod(key.pod),
-            &ports,
+            &port_keys(&pod.options, number),
         )?;
-        let cgroups: Vec<_> = exempt
+        let cgroups: Vec<_> = subject
+            .exempt
             .iter()
             .map(|id| CgroupKey {
                 cgroup: *id,
@@ -138,7 +135,7 @@ impl Tables {
             |key| of_pod(key.pod),
             &cgroups,
         )?;
-        self.replace_nets(number, &nets(pod, number))?;
+        self.replace_nets(number, &net_keys(&pod.options, number))?;
         // Last: the flags make the programs look at the rest. Unchanged, it is left alone, for a program may be reading it.
         if known != Some(entry) {
             self.pods
@@ -148,20 +145,15 @@ impl Tables {
         Ok(number)
     }
 
-    /// Makes the programs forget a pod. No error if they do not know it.
-    pub fn remove(&mut self, netns_cookie: u64) -> Result<(), CaptureError> {
+    /// Makes the programs forget a pod, and returns the number that it had. `None` if they do not know it.
+    pub fn remove(&mut self, netns_cookie: u64) -> Result<Option<u32>, CaptureError> {
         let Ok(entry) = self.pods.get(&netns_cookie, 0) else {
-            return Ok(());
+            return Ok(None);
         };
         let number = entry.0.pod;
         ignore_missing(self.pods.remove(&netns_cookie)).map_err(at(names::PODS, netns_cookie))?;
         replace(&mut self.own, names::OWN, |key| key.pod == number, &[])?;
-        replace(
-            &mut self.excluded_ports,
-            names::EXCLUDED_PORTS,
-            |key| key.pod == number,
-            &[],
-        )?;
+        replace(&mut self.ports, names::PORTS, |key| key.pod == number, &[])?;
         replace(
             &mut self.exempt_cgroups,
             names::EXEMPT_CGROUPS,
@@ -183,7 +175,7 @@ impl Tables {
         {
             ignore_missing(self.flows.remove(flow)).map_err(at(names::FLOWS, netns_cookie))?;
         }
-        Ok(())
+        Ok(Some(number))
     }
 
     fn free_number(&self) -> Result<u32, CaptureError> {
@@ -210,19 +202,19 @@ impl Tables {
         number: u32,
         wanted: &[Key<Plain<NetKey>>],
     ) -> Result<(), CaptureError> {
-        let fail = at(names::EXCLUDED_NETS, number);
+        let fail = at(names::NETS, number);
         let same = |a: &Key<Plain<NetKey>>, b: &Key<Plain<NetKey>>| {
             a.prefix_len() == b.prefix_len() && a.data() == b.data()
         };
         for key in wanted {
-            self.excluded_nets.insert(key, 1, 0).map_err(&fail)?;
+            self.nets.insert(key, 1, 0).map_err(&fail)?;
         }
-        let present: Vec<_> = self.excluded_nets.keys().filter_map(Result::ok).collect();
+        let present: Vec<_> = self.nets.keys().filter_map(Result::ok).collect();
         let stale = present.iter().filter(|key| {
-            key.data().0.pod == number && !wanted.iter().any(|other| same(key, other))
+            u32::from(key.data().0.pod) == number && !wanted.iter().any(|other| same(key, other))
         });
         for key in stale {
-            ignore_missing(self.excluded_nets.remove(key)).map_err(&fail)?;
+            ignore_missing(self.nets.remove(key)).map_err(&fail)?;
         }
         Ok(())
     }
@@ -237,16 +229,11 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(pod: &Pod, number: u32, has_exempt: bool, is_guarded: bool, dns: bool) -> PodEntry {
-    let first = |want_v4: bool| {
-        pod.ips
-            .iter()
-            .map(|ip| ip.to_canonical())
-            .find(|ip| ip.is_ipv4() == want_v4)
-    };
+fn entry(subject: &Subject<'_>, number: u32, is_guarded: bool, dns: bool) -> PodEntry {
+    let pod = subject.pod;
     let options = &pod.options;
     let flags = [
-        (!extra_ips(pod).is_empty(), pod_flags::MORE_ADDRESSES),
+        (extra_ips(pod).next().is_some(), pod_flags::MORE_ADDRESSES),
         (
             !options.exclude_outbound_ports.is_empty(),
             pod_flags::EXCLUDED_PORTS,
@@ -255,61 +242,103 @@ fn entry(pod: &Pod, number: u32, has_exempt: bool, is_guarded: bool, dns: bool) 
             !options.exclude_outbound_cidrs.is_empty(),
             pod_flags::EXCLUDED_NETS,
         ),
-        (has_exempt, pod_flags::EXEMPT_CGROUPS),
+        (
+            !options.include_outbound_ports.is_empty(),
+            pod_flags::INCLUDED_PORTS,
+        ),
+        (
+            !options.include_outbound_cidrs.is_empty(),
+            pod_flags::INCLUDED_NETS,
+        ),
+        (!subject.exempt.is_empty(), pod_flags::EXEMPT_CGROUPS),
+        (subject.is_dedicated, pod_flags::DEDICATED),
         (
             options.capture_metadata_address,
             pod_flags::CAPTURE_METADATA,
         ),
+        (
+            options.on_proxy_failure == OnProxyFailure::Pass,
+            pod_flags::PASS_ON_FAILURE,
+        ),
         (is_guarded, pod_flags::GUARDED),
     ];
     PodEntry {
-        v4: first(true).map_or(Addr::UNSPECIFIED, Addr::from),
-        v6: first(false).map_or(Addr::UNSPECIFIED, Addr::from),
+        v4: first(pod, true).map_or(Addr::UNSPECIFIED, Addr::from),
+        v6: first(pod, false).map_or(Addr::UNSPECIFIED, Addr::from),
         pod: number,
-        flags: flags
-            .iter()
-            .filter(|(set, _)| *set)
-            .fold(0, |flags, (_, flag)| flags | flag),
+        flags: union(&flags),
         outbound_port: ports::OUTBOUND,
         dns_port: if dns { ports::DNS } else { 0 },
     }
 }
 
-/// The pod's addresses beyond the first of each family.
-fn extra_ips(pod: &Pod) -> Vec<IpAddr> {
-    let ips: Vec<_> = pod.ips.iter().map(|ip| ip.to_canonical()).collect();
-    let v4 = ips.iter().filter(|ip| ip.is_ipv4()).skip(1);
-    v4.chain(ips.iter().filter(|ip| ip.is_ipv6()).skip(1))
-        .copied()
-        .collect()
+/// Of the flags that are set.
+pub(super) fn union(flags: &[(bool, u32)]) -> u32 {
+    let set = flags.iter().filter(|(set, _)| *set);
+    set.fold(0, |union, (_, flag)| union | flag)
 }
 
-fn keys<K>(pod: &Pod, key: impl Fn(Addr) -> K) -> Vec<K> {
-    extra_ips(pod)
-        .into_iter()
-        .map(|ip| key(ip.into()))
-        .collect()
+/// The first declared address of a family.
+fn first(pod: &Pod, v4: bool) -> Option<IpAddr> {
+    let ips = pod.ips.iter().map(IpAddr::to_canonical);
+    ips.into_iter().find(|ip| ip.is_ipv4() == v4)
 }
 
-/// IPv4 networks are looked up as v4-mapped, and all behind the pod's number: both add to the prefix.
-fn nets(pod: &Pod, number: u32) -> Vec<Key<Plain<NetKey>>> {
-    let nets = pod.options.exclude_outbound_cidrs.iter();
-    nets.map(|net| {
-        let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
-        let prefix_len = 32 + mapped + u32::from(net.prefix_len());
-        Key::new(
-            prefix_len,
-            Plain(NetKey {
+/// The declared addresses beyond these.
+fn extra_ips(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+    let first = [first(pod, true), first(pod, false)];
+    let ips = pod.ips.iter().map(IpAddr::to_canonical);
+    ips.filter(move |ip| !first.contains(&Some(*ip)))
+}
+
+fn port_keys(options: &PodOptions, number: u32) -> Vec<PortKey> {
+    let lists = [
+        (List::ExcludedOutbound, &options.exclude_outbound_ports),
+        (List::IncludedOutbound, &options.include_outbound_ports),
+        (List::ExcludedInbound, &options.exclude_inbound_ports),
+        (List::IncludedInbound, &options.include_inbound_ports),
+    ];
+    let probed = options
+        .probe_ports
+        .iter()
+        .map(|ports| (List::Probed, ports));
+    let lists = lists.into_iter().chain(probed);
+    lists
+        .flat_map(|(list, ports)| {
+            ports.iter().map(move |port| PortKey {
                 pod: number,
-                addr: net.network().into(),
-            }),
-        )
-    })
-    .collect()
+                port: *port,
+                list: list as u16,
+            })
+        })
+        .collect()
+}
+
+/// IPv4 networks are looked up as v4-mapped, and all behind the pod's number and the list: both add to the prefix.
+fn net_keys(options: &PodOptions, number: u32) -> Vec<Key<Plain<NetKey>>> {
+    let lists = [
+        (List::ExcludedOutbound, &options.exclude_outbound_cidrs),
+        (List::IncludedOutbound, &options.include_outbound_cidrs),
+        (List::ExcludedInbound, &options.exclude_inbound_cidrs),
+        (List::IncludedInbound, &options.include_inbound_cidrs),
+    ];
+    let key = |list: List, net: &IpNet| {
+        let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
+        let key = NetKey {
+            pod: number as u16,
+            list: list as u16,
+            addr: net.network().into(),
+        };
+        Key::new(32 + mapped + u32::from(net.prefix_len()), Plain(key))
+    };
+    lists
+        .into_iter()
+        .flat_map(|(list, nets)| nets.iter().map(move |net| key(list, net)))
+        .collect()
 }
 
 /// Makes `wanted` all that there is of one pod: first adds, then removes, so that what stays is never missing.
-fn replace<K: bytemuck::Pod + PartialEq>(
+pub(super) fn replace<K: bytemuck::Pod + PartialEq>(
     table: &mut Table<K, u8>,
     name: &'static str,
     of_pod: impl Fn(&K) -> bool,
@@ -330,7 +359,7 @@ fn replace<K: bytemuck::Pod + PartialEq>(
     Ok(())
 }
 
-fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))
@@ -342,11 +371,11 @@ fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-fn at(map: &'static str, entry: impl fmt::Display) -> impl Fn(MapError) -> CaptureError {
+pub(super) fn at(map: &'static str, entry: impl fmt::Display) -> impl Fn(MapError) -> CaptureError {
     move |error| CaptureError::kernel("change", format!("{entry} in map {map}"), &error)
 }
 
-fn typed<T: TryFrom<Map, Error = MapError>>(
+pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(
     object: &mut Object,
     name: &'static str,
 ) -> Result<T, CaptureError> {

@@ -84,7 +84,8 @@ prop_compose! {
             workers: NonZeroUsize::new(workers).unwrap(),
             capture: CaptureConfig {
                 backend: if ebpf { Backend::Ebpf } else { Backend::None },
-                mode: Mode::Shared, iptables: IptablesVariant::Auto, leak_guard: true, bpffs, cgroup, exempt_uid: None, events, detach_on_exit,
+                mode: Mode::Shared, iptables: IptablesVariant::Auto, leak_guard: true,
+                probers: ProberCgroups::Auto, bpffs, cgroup, exempt_uid: None, events, detach_on_exit,
                 verify_interval: ms(10_000),
             },
             proxy: ProxyConfig { hold: ms(hold), connect_timeout: ms(connect), drain: ms(drain), max_connections_per_pod },

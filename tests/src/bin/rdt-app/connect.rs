@@ -37,6 +37,9 @@ pub struct Args {
     /// Set SO_BINDTODEVICE.
     #[arg(long)]
     device: Option<String>,
+    /// Set IP_TRANSPARENT, so that any address can be bound.
+    #[arg(long)]
+    transparent: bool,
     /// Set SO_MARK.
     #[arg(long)]
     mark: Option<u32>,
@@ -103,6 +106,15 @@ impl Connection {
         }
         if let Some(size) = args.receive_buffer {
             socket.set_recv_buffer_size(size).map_err(of("SO_RCVBUF"))?;
+        }
+        if args.transparent {
+            // The level SOL_IP serves IPv6 sockets too.
+            socket
+                .set_ip_transparent_v4(true)
+                .map_err(of("IP_TRANSPARENT"))?;
+        }
+        if let Some(mark) = args.mark {
+            socket.set_mark(mark).map_err(of("SO_MARK"))?;
         }
         if args.reuse {
             socket.set_reuse_address(true).map_err(of("SO_REUSEADDR"))?;

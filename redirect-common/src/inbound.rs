@@ -1,0 +1,155 @@
+//! What becomes of a connection that arrives in a captured pod's network namespace: pure, like [`decide`](crate::decide).
+
+use crate::{
+    Addr, Reason,
+    decide::{self, Lists},
+    maps::{Caller, InboundEntry, List, PassEntry, PassKey, inbound_flags},
+    ports,
+};
+
+/// A packet for which the kernel looks for a listening socket: the first of a TCP connection, or of UDP.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub is_tcp: bool,
+    pub flow: PassKey,
+}
+
+/// What to do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The socket that it is for gets it.
+    Pass(Reason),
+    /// It is answered with a reset.
+    Refuse(Reason),
+    /// The proxy's listener for plaintext gets it.
+    Capture,
+}
+
+/// What there is at addresses that nobody said are a pod's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// Nothing that could pass: the namespace is one pod's, all of it captured.
+    Refused,
+    /// Others' business, or a pod without inbound capture.
+    Passed,
+}
+
+/// What is known of pods and connections.
+pub trait Lookups: Lists {
+    /// The pod that is reached at `addr`.
+    fn pod_at(&self, addr: &Addr) -> Option<InboundEntry>;
+    /// A connection that is registered to pass.
+    fn passing(&self, flow: &PassKey) -> Option<PassEntry>;
+    /// Whether the proxy made this connection but found no place to register it.
+    fn is_barred(&self, flow: &PassKey) -> bool;
+}
+
+/// Decides, and says for which pod.
+#[inline(always)]
+pub fn arrival(
+    arrival: &Arrival,
+    elsewhere: Elsewhere,
+    lookups: &impl Lookups,
+) -> (Decision, InboundEntry) {
+    let flow = &arrival.flow;
+    let of_nobody = |decision| (decision, InboundEntry::default());
+    // DNS is all that we do with UDP.
+    if !arrival.is_tcp && flow.dst_port != ports::DNS {
+        return of_nobody(Decision::Pass(Reason::NotTcp));
+    }
+    // Also the addresses that stand for captured destinations: the way of a redirected connect to the proxy.
+    if is_loopback(&flow.dst) {
+        return of_nobody(Decision::Pass(Reason::Loopback));
+    }
+    let Some(pod) = lookups.pod_at(&flow.dst) else {
+        return of_nobody(match elsewhere {
+            Elsewhere::Refused => Decision::Refuse(Reason::UnknownAddress),
+            Elsewhere::Passed => Decision::Pass(Reason::UnknownAddress),
+        });
+    };
+    (to_pod(&pod, arrival, lookups), pod)
+}
+
+#[inline(always)]
+fn to_pod(pod: &InboundEntry, arrival: &Arrival, lookups: &impl Lookups) -> Decision {
+    let flow = &arrival.flow;
+    if flow.dst_port == ports::INBOUND_HBONE && arrival.is_tcp {
+        return Decision::Pass(Reason::Hbone);
+    }
+    // The pod itself, by its own address. Redirected connects of sockets that are bound to a device are among these.
+    if lookups
+        .pod_at(&flow.src)
+        .is_some_and(|source| source.pod == pod.pod)
+    {
+        return Decision::Pass(Reason::OwnAddress);
+    }
+    if matches!(
+        flow.dst_port,
+        ports::OUTBOUND | ports::INBOUND_PLAINTEXT | ports::DNS
+    ) {
+        return Decision::Refuse(Reason::OwnPort);
+    }
+    if let Some(passing) = lookups.passing(flow) {
+        return Decision::Pass(match passing.caller == Caller::Proxy as u32 {
+            true => Reason::FromProxy,
+            false => Reason::Probe,
+        });
+    }
+    // Captured, the proxy's own connection would go round and round.
+    if lookups.is_barred(flow) {
+        return Decision::Refuse(Reason::FlowLimit);
+    }
+    match left_alone(pod, flow, lookups) {
+        Some(reason) => Decision::Pass(reason),
+        None => Decision::Capture,
+    }
+}
+
+/// Why the pod's options let a connection pass.
+#[inline(always)]
+fn left_alone(pod: &InboundEntry, flow: &PassKey, lists: &impl Lists) -> Option<Reason> {
+    let has = |flag| pod.flags & flag != 0;
+    let listed_port = |list| lists.has_port(list, pod.pod, flow.dst_port);
+    let listed_net = |list| lists.has_net(list, pod.pod, &flow.src);
+    if matches!(flow.dst_port, ports::METRICS | ports::READINESS)
+        && has(inbound_flags::SERVES_ADMIN)
+    {
+        return Some(Reason::Admin);
+    }
+    if has(inbound_flags::BYPASS) {
+        return Some(Reason::Bypassed);
+    }
+    if has(inbound_flags::EXCLUDED_PORTS) && listed_port(List::ExcludedInbound) {
+        return Some(Reason::ExcludedPort);
+    }
+    if has(inbound_flags::EXCLUDED_NETS) && listed_net(List::ExcludedInbound) {
+        return Some(Reason::ExcludedNet);
+    }
+    if has(inbound_flags::INCLUDED_PORTS | inbound_flags::INCLUDED_NETS)
+        && !(has(inbound_flags::INCLUDED_PORTS) && listed_port(List::IncludedInbound))
+        && !(has(inbound_flags::INCLUDED_NETS) && listed_net(List::IncludedInbound))
+    {
+        return Some(Reason::NotIncluded);
+    }
+    None
+}
+
+/// What becomes of a captured connection when the proxy does not listen.
+#[inline(always)]
+pub fn without_listener(pod: &InboundEntry) -> Decision {
+    match pod.flags & inbound_flags::PASS_ON_FAILURE != 0 {
+        true => Decision::Pass(Reason::NoListener),
+        false => Decision::Refuse(Reason::NoListener),
+    }
+}
+
+/// Whether the prober may pass to this port of the pod.
+#[inline(always)]
+pub fn may_probe(pod: &InboundEntry, port: u16, lists: &impl Lists) -> bool {
+    pod.flags & inbound_flags::PROBED_PORTS == 0 || lists.has_port(List::Probed, pod.pod, port)
+}
+
+#[inline(always)]
+fn is_loopback(addr: &Addr) -> bool {
+    matches!(decide::exempt_destination(addr), Some(Reason::Loopback))
+}
