@@ -165,6 +165,8 @@ named! {
         Udp = "udp",
         /// SCTP, which the pod's options refuse.
         Sctp = "sctp",
+        /// A socket that would send past the interface's queue, and so past the guard.
+        AroundGuard = "around_guard",
     }
 }
 

@@ -133,7 +133,7 @@ pub fn open(
             mode: config.mode,
             proxy: own()?.to_owned(),
             exempt_uid: config.exempt_uid,
-            probers: Vec::new(),
+            probers: config.probers.clone(),
             dns: config.mode != Mode::Node,
         };
         let capture = netfilter::NetfilterCapture::new(tool, &setting)?;

@@ -308,6 +308,7 @@ impl Proxies {
             outbound: self.outbound.listener.as_fd(),
             inbound_plaintext: self.inbound_plaintext.listener.as_fd(),
             hbone: self.hbone.listener.as_fd(),
+            dns: false,
         }
     }
 }

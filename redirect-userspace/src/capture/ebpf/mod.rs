@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -23,7 +24,7 @@ use self::{
     subject::Subject,
     tables::Tables,
 };
-use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters, older};
+use super::{Applied, Capture, CaptureError, Repair, Sockets, VerdictCounters, older};
 use crate::{
     config::{CaptureConfig, Mode},
     orig_dst::{OrigDstResolver, dns::DnsServers},
@@ -42,7 +43,7 @@ pub mod needs;
 pub(super) mod netlink;
 mod object;
 mod pins;
-mod prober;
+pub(super) mod prober;
 mod reserved;
 mod resolver;
 mod route;
@@ -70,7 +71,7 @@ pub struct EbpfCapture {
     names: PodNames,
     numbers: PodNumbers,
     /// Namespaces of pods that this daemon applied, to take the routes back from.
-    netns: HashMap<PodUid, Netns>,
+    netns: HashMap<PodUid, (Netns, Vec<IpAddr>)>,
 }
 
 impl EbpfCapture {
@@ -242,7 +243,8 @@ impl Capture for EbpfCapture {
         // Last: what is captured and what is let pass is marked by now.
         if let Err(error) = self.guard(&subject) {
             if is_new {
-                self.netns.insert(pod.uid.clone(), netns.clone());
+                self.netns
+                    .insert(pod.uid.clone(), (netns.clone(), pod.ips.clone()));
                 _ = self.clean(&pod.uid);
             }
             return Err(error);
@@ -261,7 +263,8 @@ impl Capture for EbpfCapture {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(netns_cookie, pod.uid.clone());
-        self.netns.insert(pod.uid.clone(), netns.clone());
+        self.netns
+            .insert(pod.uid.clone(), (netns.clone(), pod.ips.clone()));
         Ok(applied)
     }
 
@@ -285,10 +288,18 @@ impl Capture for EbpfCapture {
                 .remove(&cookie);
         }
         self.numbers.remove(uid);
-        if let Some(netns) = self.netns.remove(uid) {
+        if let Some((netns, _)) = self.netns.remove(uid) {
             errors.extend(clean_netns(&netns).err());
         }
         CaptureError::collect(errors)
+    }
+
+    fn reassert(&mut self, pods: &[PodUid]) -> Vec<Repair> {
+        let routes = pods.iter().filter_map(|uid| {
+            let (netns, ips) = self.netns.get(uid)?;
+            Repair::of(uid.as_str(), route::reassert(netns, ips))
+        });
+        routes.collect()
     }
 
     fn inspect(&self) -> Result<Vec<PodUid>, CaptureError> {
