@@ -50,18 +50,16 @@ pub fn own(descriptor: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
-/// Sets PACKET_QDISC_BYPASS, which libc and nix do not name.
-pub fn bypass_queueing(socket: &impl AsRawFd) -> io::Result<()> {
-    const PACKET_QDISC_BYPASS: libc::c_int = 20;
-    let on: libc::c_int = 1;
+/// `setsockopt` of a number, for options that nobody names.
+pub fn set_option(socket: &impl AsRawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     // SAFETY: the value outlives the call, which reads as many bytes of it as it has.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            PACKET_QDISC_BYPASS,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
         )
     };
     if result == 0 {

@@ -38,7 +38,7 @@ use standpoint::Standpoint;
 
 use crate::{
     config::{HboneConfig, ProxyConfig},
-    hbone,
+    dns, hbone,
     identity::{IdentityStore, tls::TlsConfigs},
     orig_dst::Chain,
     pod::Pod,
@@ -60,6 +60,7 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub outbound: Arc<TrafficCounters>,
     pub inbound: Arc<TrafficCounters>,
+    pub dns: Arc<dns::Shared>,
 }
 
 /// A pod as the proxy knows it.

@@ -20,6 +20,9 @@ const LOAD: u8 = 0x61;
 /// Long enough for the few lines that the verifier has to say about three instructions.
 const LOG: usize = 16 * 1024;
 
+/// As often as libbpf tries.
+const ATTEMPTS: u32 = 5;
+
 /// Where a program would run: `enum bpf_prog_type` and `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Kind {
@@ -118,7 +121,15 @@ pub fn load(kind: Kind, does: Does) -> Result<OwnedFd, Refused> {
         ..Load::default()
     };
     // SAFETY: the instructions, the licence and the log outlive the call and are as long as it is told.
-    let result = unsafe { bpf(BPF_PROG_LOAD, &attr) };
+    let load = || unsafe { bpf(BPF_PROG_LOAD, &attr) };
+    let mut result = load();
+    for _ in 1..ATTEMPTS {
+        // The verifier lets go when a signal waits for this thread; the next attempt is another matter.
+        match &result {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => result = load(),
+            _ => break,
+        }
+    }
     result.map_err(|error| {
         let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
         Refused {

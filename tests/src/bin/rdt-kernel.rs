@@ -133,7 +133,11 @@ fn features() {
     );
     for feature in told["features"].as_array().expect("a list of features") {
         if feature["found"] == false {
-            println!("rdt-kernel: missing {}", text(&feature["name"]));
+            println!(
+                "rdt-kernel: missing {} | {}",
+                text(&feature["name"]),
+                text(&feature["detail"])
+            );
         }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     frames::{self, ACK, IPV4_IN_IP, RST, SCTP, SYN, TCP, UDP},
-    stage::{Counter, PORT, Stage},
+    stage::{Counter, PORT, Stage, hex},
 };
 
 fn to_port(port: u16) -> String {
@@ -91,6 +91,61 @@ fn tcp_in_disguise() {
         arrived <= udp_and_icmp,
         "{arrived} arrived, {udp_and_icmp} were let pass"
     );
+}
+
+/// What sends past the interface's queue also goes past the guard: the pod does not get that far.
+#[test]
+fn ways_past_the_queue() {
+    for guard in [false, true] {
+        let config = json!({ "capture": { "leakGuard": guard } });
+        let stage = Stage::on(Mesh::builder().config(config));
+        let seen = Counter::of(stage.outsider(), &to_port(PORT));
+        let (src_mac, dst_mac) = stage.macs();
+        let [(src, dst), _] = stage.ends();
+        let segment = frames::tcp(src, dst, SYN, b"");
+        let packet = frames::ip(src.ip(), dst.ip(), TCP, &segment);
+        let frame = hex(&frames::ip_frame(src_mac, dst_mac, &packet));
+        let queue = stage.attack_event(&["attack", "packet", "--bypass", "eth0", &frame]);
+        let ring = stage.attack_event(&["attack", "xdp"]);
+        if guard {
+            for (event, call) in [(queue, "PACKET_QDISC_BYPASS"), (ring, "XDP_TX_RING")] {
+                assert_eq!((event.str("call"), event.str("name")), (call, "EPERM"));
+            }
+            assert_eq!(seen.packets(), 0);
+            assert_eq!(stage.verdicts("setsockopt", "refuse", "around_guard"), 2);
+        } else {
+            assert_eq!((queue.name(), ring.name()), ("sent", "sent"));
+            seen.wait(1);
+        }
+    }
+}
+
+/// Sockets of the pod fail visibly; what the sockets of others send is dropped.
+#[test]
+fn refused_udp_says_so() {
+    for (capture_dns, dns_may) in [(true, false), (false, true)] {
+        let options = json!({ "refuseUdp": true, "captureDns": capture_dns });
+        let stage = Stage::on(Mesh::builder().client(options));
+        let seen = Counter::of(stage.outsider(), "udp dport { 53, 4789 }");
+        let outsider = stage.outsider();
+        for dst in [outsider.at(4789), outsider.at6(4789)] {
+            let event = stage.attack_event(&["attack", "udp", &dst.to_string()]);
+            assert_eq!(event.str("name"), "EPERM");
+            let dst = dst.to_string();
+            let other = stage.client().app_outside(["attack", "udp", &dst]);
+            _ = other.next_event();
+        }
+        stage.wait_dropped("udp", 4);
+        assert_eq!(seen.packets(), 0);
+        // To itself the pod may speak as it likes.
+        let own = stage.client().at(4789).to_string();
+        assert_eq!(stage.attack_event(&["attack", "udp", &own]).name(), "sent");
+        if dns_may {
+            let dns = outsider.at(53).to_string();
+            assert_eq!(stage.attack_event(&["attack", "udp", &dns]).name(), "sent");
+            seen.wait(1);
+        }
+    }
 }
 
 #[test]

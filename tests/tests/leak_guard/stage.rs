@@ -11,7 +11,8 @@ use std::{
 use nix::ifaddrs::getifaddrs;
 use redirect::sys::bpf;
 use redirect_tests::{
-    App, DaemonSpec, Mesh, MeshBuilder, Pod, Process, app_binary, eventually, process::PATIENCE,
+    App, DaemonSpec, Event, Mesh, MeshBuilder, Pod, Process, app_binary, eventually,
+    process::PATIENCE,
 };
 
 /// What containerd gives a container that asks for nothing.
@@ -44,7 +45,12 @@ impl Stage {
 
     /// How many packets the guard of the client's node gave this verdict for this reason.
     pub fn guarded(&self, verdict: &str, reason: &str) -> u64 {
-        let labels = [("hook", "guard"), ("verdict", verdict), ("reason", reason)];
+        self.verdicts("guard", verdict, reason)
+    }
+
+    /// The same of any hook.
+    pub fn verdicts(&self, hook: &str, verdict: &str, reason: &str) -> u64 {
+        let labels = [("hook", hook), ("verdict", verdict), ("reason", reason)];
         let metrics = self.mesh.daemon_a.metrics();
         metrics.sum("redirect_capture_verdicts_total", &labels) as u64
     }
@@ -63,13 +69,18 @@ impl Stage {
     /// `rdt-app attack` in the client pod, with the capabilities of a container. It may be told that its packet was dropped.
     #[track_caller]
     pub fn attack(&self, args: &[&str]) {
-        let command = as_in_a_container(self.client(), args);
-        let event = App::new(Process::spawn("attacker", command)).next_event();
+        let event = self.attack_event(args);
         let dropped = ["ENOBUFS", "EPERM"];
         assert!(
             event.name() == "sent" || dropped.contains(&event.str("name")),
             "{event:?}"
         );
+    }
+
+    #[track_caller]
+    pub fn attack_event(&self, args: &[&str]) -> Event {
+        let command = as_in_a_container(self.client(), args);
+        App::new(Process::spawn("attacker", command)).next_event()
     }
 
     /// Sends a segment by a raw socket.
@@ -206,6 +217,7 @@ fn mac(pod: &Pod) -> [u8; 6] {
     found.expect("getifaddrs").expect("eth0 has an address")
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// As `rdt-app attack` reads them.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

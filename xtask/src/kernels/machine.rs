@@ -106,7 +106,10 @@ impl Outcome {
             }
             "ok" => self.passed += 1,
             "FAILED" => self.failed.push(rest.to_owned()),
-            "missing" => self.missing.push(rest.to_owned()),
+            "missing" => {
+                let (name, _) = rest.split_once(" | ").unwrap_or((rest, ""));
+                self.missing.push(name.to_owned());
+            }
             "end" => self.ended = true,
             _ => {
                 if let Some((backend, because)) = told
@@ -183,7 +186,7 @@ mod tests {
         "SeaBIOS",
         "\u{1b}crdt-kernel: kernel #1 SMP Debian 5.10.262-1 (2026-01-01)",
         "rdt-kernel: backend=iptables because=no netns_cookie in sock_ops",
-        "rdt-kernel: missing netns_cookie in sock_ops",
+        "rdt-kernel: missing netns_cookie in sock_ops | unknown to the kernel",
         "rdt-kernel: ok outbound",
         "rdt-kernel: ok inbound",
         "rdt-kernel: end passed=2 failed=0",

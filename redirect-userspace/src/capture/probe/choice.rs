@@ -8,61 +8,52 @@ use crate::config::{Backend, Mode};
 pub struct Choice {
     pub backend: Option<Backend>,
     pub because: String,
-    /// False if the daemon's own connections can only be told by a mark.
-    pub is_exact: bool,
+    /// None was chosen, but one would do if its rules told the daemon's connections by a mark, which pods can forge.
+    pub only_by_mark: bool,
 }
 
 /// How many missing features the reason names.
 const NAMED: usize = 3;
 
-/// eBPF if all that it needs is there; else the tool that can tell the daemon from others exactly, nftables before iptables;
-/// else any that works.
+/// eBPF if all that it needs is there; else nftables, else iptables, if the kernel lets it tell the daemon from others.
 pub fn choose(findings: &[Finding], mode: Mode) -> Choice {
-    let missing = |way, weight| missing(findings, mode, way, weight);
-    let without_ebpf = missing(Way::Ebpf, Weight::Required);
+    let missing = |way, weights: &[Weight]| missing(findings, mode, way, weights);
+    let without_ebpf = missing(Way::Ebpf, &[Weight::Required]);
     if without_ebpf.is_empty() {
         return Choice {
             backend: Some(Backend::Ebpf),
             because: "all that eBPF capture needs is there".to_owned(),
-            is_exact: true,
+            only_by_mark: false,
         };
     }
     let no_ebpf = format!("no {}", enumerate(&without_ebpf));
     // Of what was not tried nothing is missing, either.
-    let tried = |way: Way| {
-        findings
-            .iter()
-            .any(|f| f.group == Group::Netfilter && f.weight(way, mode).is_some())
+    let tried = |way: &Way| {
+        let mut of_rules = findings.iter().filter(|f| f.group == Group::Netfilter);
+        of_rules.any(|finding| finding.weight(*way, mode).is_some())
     };
-    let works = |way: &Way| tried(*way) && missing(*way, Weight::Required).is_empty();
-    let is_exact = |way: &Way| missing(*way, Weight::Exact).is_empty();
-    let working: Vec<Way> = Way::NETFILTER.into_iter().filter(works).collect();
-    let exact = working.iter().copied().find(is_exact);
-    match exact.or(working.first().copied()) {
-        Some(way) => Choice {
-            backend: Some(backend(way)),
-            because: match exact {
-                Some(_) => no_ebpf,
-                None => format!(
-                    "{no_ebpf}; by mark: no {}",
-                    enumerate(&missing(way, Weight::Exact))
-                ),
-            },
-            is_exact: exact.is_some(),
-        },
-        None => {
-            let ways = Way::NETFILTER.into_iter().filter(|way| tried(*way));
-            let told = ways.map(|way| {
-                let missing = missing(way, Weight::Required);
-                format!("{}: no {}", way.name(), enumerate(&missing))
-            });
-            let told: Vec<String> = told.collect();
-            Choice {
-                backend: None,
-                because: format!("eBPF: {no_ebpf}; {}", told.join("; ")),
-                is_exact: false,
-            }
-        }
+    let ways: Vec<Way> = Way::NETFILTER.into_iter().filter(tried).collect();
+    let exactly = [Weight::Required, Weight::Exact];
+    let works = |way: &&Way| missing(**way, &exactly).is_empty();
+    if let Some(way) = ways.iter().find(works) {
+        return Choice {
+            backend: Some(backend(*way)),
+            because: no_ebpf,
+            only_by_mark: false,
+        };
+    }
+    let by_mark = |way: &Way| missing(*way, &[Weight::Required]).is_empty();
+    let told = ways.iter().map(|way| {
+        let missing = missing(*way, &exactly);
+        format!("{}: no {}", way.name(), enumerate(&missing))
+    });
+    let told: Vec<String> = std::iter::once(format!("eBPF: {no_ebpf}"))
+        .chain(told)
+        .collect();
+    Choice {
+        backend: None,
+        because: told.join("; "),
+        only_by_mark: ways.iter().any(by_mark),
     }
 }
 
@@ -74,10 +65,17 @@ fn backend(way: Way) -> Backend {
     }
 }
 
-fn missing(findings: &[Finding], mode: Mode, way: Way, weight: Weight) -> Vec<&str> {
-    let of_way = |finding: &&Finding| finding.weight(way, mode) == Some(weight);
-    let absent = findings.iter().filter(of_way).filter(|f| !f.is_found());
-    absent.map(|finding| finding.name.as_str()).collect()
+/// What `way` lacks, by names without its own.
+fn missing<'a>(findings: &'a [Finding], mode: Mode, way: Way, weights: &[Weight]) -> Vec<&'a str> {
+    let counts = |finding: &&Finding| {
+        let weight = finding.weight(way, mode);
+        weight.is_some_and(|weight| weights.contains(&weight)) && !finding.is_found()
+    };
+    let names = findings.iter().filter(counts).map(|f| f.name.as_str());
+    let own = format!("{}: ", way.name());
+    names
+        .map(|name| name.strip_prefix(&own).unwrap_or(name))
+        .collect()
 }
 
 /// The first few, and how many more there are.

@@ -55,7 +55,7 @@ pub enum Way {
 pub enum Weight {
     /// Without it this way captures nothing.
     Required,
-    /// Without it the daemon's connections are told from others by a mark, which others can forge.
+    /// Without it nothing but a mark, which others can forge, would tell the daemon's connections: it does not capture then.
     Exact,
     /// Something smaller is lost: see [`Finding::without`].
     Optional,
@@ -93,7 +93,7 @@ impl Finding {
         }
         if !exact.is_empty() {
             told.push(format!(
-                "by {}, the daemon is known by a mark only, which pods can forge",
+                "no capture by {}: rules could tell the daemon by a mark only, which pods can forge",
                 exact.join(", ")
             ));
         }

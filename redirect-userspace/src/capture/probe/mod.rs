@@ -87,20 +87,20 @@ fn report(asked: Asked<'_>, mut findings: Vec<Finding>) -> Report {
 
 fn warnings(bpffs: &Path, choice: &Choice) -> Vec<String> {
     let mut told = node::warnings(bpffs);
-    if choice.backend.is_some() && !choice.is_exact {
+    if choice.only_by_mark {
         told.push(
-            "the daemon's connections can be told by a mark only: a container with CAP_NET_RAW or CAP_NET_ADMIN can set it and \
-             go around capture"
+            "only a mark would tell the daemon's connections from the pods': a container with CAP_NET_RAW or CAP_NET_ADMIN can \
+             set it and go around capture; `redirect rules apply --exempt-mark` does so by hand"
                 .to_owned(),
         );
     }
     told
 }
 
-/// The verifier says the reason last, before its counts.
+/// The verifier says the reason last, before its counts; lines of source begin with a semicolon.
 fn one_line(error: &str) -> String {
     let told = error.lines().map(str::trim).filter(|line| !line.is_empty());
-    let told = told.filter(|line| !line.starts_with("processed "));
+    let told = told.filter(|line| !line.starts_with("processed ") && !line.starts_with(';'));
     let lines: Vec<&str> = told.collect();
     match lines.as_slice() {
         [] => String::new(),

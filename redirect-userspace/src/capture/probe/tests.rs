@@ -134,15 +134,12 @@ fn without(named: &[&str]) -> Vec<Finding> {
     findings
 }
 
-/// The choice in shared mode as `BACKEND: REASON`, with `~` before a choice that is not exact.
+/// The choice as `BACKEND: REASON`, with `~` before a nothing that marks would make something.
 fn chosen(findings: &[Finding], mode: Mode) -> String {
     let choice = choose(findings, mode);
     let backend = choice.backend.map_or("nothing", Backend::name);
-    let exact = match choice.is_exact || choice.backend.is_none() {
-        true => "",
-        false => "~",
-    };
-    format!("{exact}{backend}: {}", choice.because)
+    let mark = if choice.only_by_mark { "~" } else { "" };
+    format!("{mark}{backend}: {}", choice.because)
 }
 
 #[test]
@@ -225,7 +222,8 @@ fn the_choice_for_kernels_and_nodes_that_are_common() {
                 "iptables-nft: match",
                 "iptables-legacy: match",
             ],
-            "~nftables: no connect4; by mark: no nftables: match by cgroup",
+            "~nothing: eBPF: no connect4; nftables: no match by cgroup; iptables-nft: no match by cgroup; iptables-legacy: no \
+             match by cgroup",
         ),
         (
             "nothing",
@@ -235,8 +233,8 @@ fn the_choice_for_kernels_and_nodes_that_are_common() {
                 "iptables-nft",
                 "iptables-legacy: REDIRECT, IPv6",
             ],
-            "nothing: eBPF: no connect4; nftables: no nftables: REDIRECT, IPv4, nftables: REDIRECT, IPv6; iptables-nft: no \
-             iptables-nft: REDIRECT, IPv4, iptables-nft: REDIRECT, IPv6; iptables-legacy: no iptables-legacy: REDIRECT, IPv6",
+            "nothing: eBPF: no connect4; nftables: no REDIRECT, IPv4, REDIRECT, IPv6, match by cgroup; iptables-nft: no REDIRECT, \
+             IPv4, REDIRECT, IPv6, match by cgroup; iptables-legacy: no REDIRECT, IPv6",
         ),
     ] {
         assert_eq!(chosen(&without(absent), Mode::Shared), expected, "{what}");
@@ -373,7 +371,7 @@ fn the_verifiers_words_are_cut_short() {
     for (long, short) in [
         ("one", "one"),
         (
-            "load x: EINVAL\n0: (85) call helper\nunknown func\nprocessed 1 insns\n",
+            "load x: EINVAL\n; let x\n0: (85) call helper\nunknown func\nprocessed 1 insns\n; a hint",
             "load x: EINVAL … unknown func",
         ),
         ("", ""),

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     num::ParseIntError,
     os::fd::AsRawFd,
     str::FromStr,
@@ -11,6 +11,7 @@ use std::{
 use anyhow::Context;
 use nix::{
     ifaddrs::getifaddrs,
+    libc,
     sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket},
 };
 use redirect_tests::sys;
@@ -41,6 +42,10 @@ enum Way {
         #[arg(long)]
         bypass: bool,
     },
+    /// AF_XDP: only as far as its ring for sending.
+    Xdp,
+    /// A UDP socket.
+    Udp { dst: SocketAddr },
 }
 
 /// Bytes as pairs of hexadecimal digits.
@@ -72,6 +77,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let address = address_of(&device)?;
             packet(&address, &bytes.0, bypass)
         }
+        Way::Xdp => xdp(),
+        Way::Udp { dst } => udp(dst),
     };
     match result {
         Ok(()) => emit("sent", json!({})),
@@ -96,10 +103,29 @@ fn packet(address: &LinkAddr, frame: &[u8], bypass: bool) -> Result<(), Failed> 
     let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)
         .map_err(|error| ("socket", error.into()))?;
     if bypass {
-        sys::bypass_queueing(&socket).map_err(|error| ("PACKET_QDISC_BYPASS", error))?;
+        const PACKET_QDISC_BYPASS: i32 = 20;
+        sys::set_option(&socket, libc::SOL_PACKET, PACKET_QDISC_BYPASS, 1)
+            .map_err(|error| ("PACKET_QDISC_BYPASS", error))?;
     }
     let sent = sendto(socket.as_raw_fd(), frame, address, MsgFlags::empty());
     sent.map(drop).map_err(|error| ("sendto", error.into()))
+}
+
+fn xdp() -> Result<(), Failed> {
+    const XDP_TX_RING: i32 = 3;
+    let socket = Socket::new(Domain::from(libc::AF_XDP), Type::RAW, None)
+        .map_err(|error| ("socket", error))?;
+    sys::set_option(&socket, libc::SOL_XDP, XDP_TX_RING, 64).map_err(|error| ("XDP_TX_RING", error))
+}
+
+fn udp(dst: SocketAddr) -> Result<(), Failed> {
+    let any: SocketAddr = match dst.is_ipv4() {
+        true => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        false => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).map_err(|error| ("bind", error))?;
+    let sent = socket.send_to(b"x", dst);
+    sent.map(drop).map_err(|error| ("sendto", error))
 }
 
 /// The link-layer address of an interface, which has its index.

@@ -125,7 +125,7 @@ impl NodeCapture {
     /// Tells the programs what they need to know of the pod, before they run.
     fn tell(&mut self, subject: &Subject<'_>, sockets: &Sockets<'_>) -> Result<(), CaptureError> {
         let flags = rules_of(&subject.pod.options) << RULES_SHIFT;
-        let number = self.tables.add(subject, flags)?;
+        let number = self.tables.add(subject, flags, false)?;
         self.inbound.add(number, subject, sockets)
     }
 
