@@ -13,6 +13,7 @@ use std::{
 use redirect_common::maps::names;
 
 use self::{
+    dns::DnsMap,
     guard::{AttachBy, Guard},
     inbound::Inbound,
     links::{PROXY_HOOKS, Targets},
@@ -26,13 +27,14 @@ use self::{
 use super::{Applied, Capture, CaptureError, Repair, Sockets, VerdictCounters, older};
 use crate::{
     config::{CaptureConfig, Mode},
-    orig_dst::OrigDstResolver,
+    orig_dst::{OrigDstResolver, dns::DnsServers},
     pod::{Pod, PodUid},
     sys::{bpffs, cgroup::Cgroup, netns::Netns},
 };
 
 mod classifier;
 mod counters;
+mod dns;
 mod events;
 pub mod guard;
 mod inbound;
@@ -61,6 +63,7 @@ pub struct EbpfCapture {
     /// Until it is on its own way.
     prober: Option<Prober>,
     resolver: Arc<AcceptedSockets>,
+    dns: Arc<DnsMap>,
     counters: VerdictCounters,
     /// `None` where the configuration wants no guard.
     guard: Option<Guard>,
@@ -91,6 +94,7 @@ impl EbpfCapture {
             object.map(names::ACCEPTED)?,
             numbers.clone(),
         )?);
+        let dns = Arc::new(DnsMap::open(&pins.map(names::DNS))?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         let own = Cgroup::open(cgroup)?;
         tables.set_proxy(own.id)?;
@@ -109,6 +113,7 @@ impl EbpfCapture {
             tables,
             inbound,
             resolver,
+            dns,
             counters,
             guard: has_guard.then(|| Guard::new(AttachBy::Link)),
             events: config.events,
@@ -152,7 +157,7 @@ impl EbpfCapture {
         route::add(subject.netns, &subject.pod.ips)?;
         reserved::add(subject.netns)?;
         let is_guarded = self.is_guarded(subject.pod);
-        let number = self.tables.add(subject, is_guarded)?;
+        let number = self.tables.add(subject, is_guarded, sockets.dns)?;
         self.numbers.insert(number, &subject.pod.uid);
         self.inbound.add(number, subject, sockets)
     }
@@ -303,6 +308,10 @@ impl Capture for EbpfCapture {
 
     fn resolver(&self) -> Arc<dyn OrigDstResolver> {
         self.resolver.clone()
+    }
+
+    fn dns_servers(&self) -> Arc<dyn DnsServers> {
+        self.dns.clone()
     }
 
     fn name(&self) -> &'static str {
