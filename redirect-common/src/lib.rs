@@ -9,6 +9,7 @@
 pub mod addr;
 pub mod counter;
 pub mod decide;
+pub mod dns;
 pub mod event;
 pub mod guard;
 pub mod inbound;

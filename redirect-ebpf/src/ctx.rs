@@ -23,6 +23,7 @@ pub use packet::Packet;
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
 
 /// Reads a field of a context.
 macro_rules! get {
@@ -58,6 +59,11 @@ impl SockAddr {
     #[inline(always)]
     pub fn is_tcp(&self) -> bool {
         get!(self.0, protocol) == IPPROTO_TCP
+    }
+
+    #[inline(always)]
+    pub fn is_udp(&self) -> bool {
+        get!(self.0, protocol) == IPPROTO_UDP
     }
 
     /// The address that the call is about, of an IPv4 socket.

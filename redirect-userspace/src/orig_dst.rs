@@ -1,5 +1,8 @@
 //! The original destination of a captured connection, and the chain of ways to learn it.
 
+mod conntrack;
+pub mod dns;
+
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -8,6 +11,8 @@ use std::{
 };
 
 use socket2::SockRef;
+
+pub use conntrack::Conntrack;
 
 use crate::{pod::PodUid, sys::socket::canonical};
 

@@ -11,10 +11,13 @@ use std::{
 
 mod reassert;
 
+use redirect_common::ports;
+
 use super::record::{self, Record};
 use crate::{
     capture::{self, Applied, Capture, CaptureError, Sockets},
     config::Mode,
+    dns,
     identity::IdentityError,
     pod::{Pod, PodUid},
     proxy::{
@@ -187,8 +190,14 @@ impl Pods {
         ));
         let pod = &context.pod;
         workers.join(place.site, &context).await?;
+        // Where pods share a namespace, a query does not tell whose it is.
+        let dns = pod.options.capture_dns && place.tenancy == Tenancy::OnePod;
+        if dns && let Err(error) = serve_dns(&context, workers).await {
+            workers.leave(place.site, &pod.uid, Duration::ZERO).await?;
+            return Err(error);
+        }
         let applied = match self.sites.get(&place.site) {
-            Some(listeners) => self.capture.apply(pod, netns, &sockets(listeners)),
+            Some(listeners) => self.capture.apply(pod, netns, &sockets(listeners, dns)),
             None => unreachable!("the site was opened before its pods are added"),
         };
         let applied = match applied {
@@ -372,11 +381,21 @@ impl Pods {
     }
 }
 
-fn sockets(listeners: &Listeners) -> Sockets<'_> {
+async fn serve_dns(context: &Arc<PodContext>, workers: &Workers) -> Result<(), PodError> {
+    let sockets = dns::Sockets::open(&context.netns).map_err(|source| PodError::Listen {
+        port: ports::DNS,
+        netns: context.netns.path(),
+        source,
+    })?;
+    Ok(workers.serve_dns(context, sockets).await?)
+}
+
+fn sockets(listeners: &Listeners, dns: bool) -> Sockets<'_> {
     Sockets {
         outbound: listeners.outbound.as_fd(),
         inbound_plaintext: listeners.inbound_plaintext.as_fd(),
         hbone: listeners.hbone.as_fd(),
+        dns,
     }
 }
 

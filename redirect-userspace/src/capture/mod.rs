@@ -9,8 +9,11 @@ use std::{
 };
 
 use crate::{
-    config::{Backend, CaptureConfig},
-    orig_dst::OrigDstResolver,
+    config::{Backend, CaptureConfig, Mode},
+    orig_dst::{
+        OrigDstResolver,
+        dns::{DnsServers, NoDnsServers},
+    },
     pod::{Pod, PodUid},
     sys::{cgroup::CgroupError, netns::Netns},
 };
@@ -56,6 +59,11 @@ pub trait Capture: Send {
     /// How accepted sockets tell their original destination under this backend.
     fn resolver(&self) -> Arc<dyn OrigDstResolver>;
 
+    /// How the proxy learns which DNS server an app asked by UDP under this backend.
+    fn dns_servers(&self) -> Arc<dyn DnsServers> {
+        Arc::new(NoDnsServers)
+    }
+
     fn name(&self) -> &'static str;
 
     /// A reader of what the programs counted, for metrics.
@@ -74,6 +82,8 @@ pub struct Sockets<'a> {
     pub outbound: BorrowedFd<'a>,
     pub inbound_plaintext: BorrowedFd<'a>,
     pub hbone: BorrowedFd<'a>,
+    /// Whether the proxy answers DNS queries there, by UDP and TCP: then, and only then, they are captured.
+    pub dns: bool,
 }
 
 /// Reads how often each verdict was given, and why.
@@ -123,8 +133,8 @@ pub fn open(
             mode: config.mode,
             proxy: own()?.to_owned(),
             exempt_uid: config.exempt_uid,
-            probers: Vec::new(),
-            dns: false,
+            probers: config.probers.clone(),
+            dns: config.mode != Mode::Node,
         };
         let capture = netfilter::NetfilterCapture::new(tool, &setting)?;
         Ok(Box::new(capture))

@@ -148,6 +148,20 @@ fn config_check_of_a_good_file() {
 }
 
 #[test]
+fn config_check_tells_what_rules_cannot_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for (backend, is_told) in [("nftables", true), ("iptables", true), ("ebpf", false)] {
+        let text = config(dir).replace("- name: client", "- name: client\n  onProxyFailure: pass")
+            + &format!("capture: {{ backend: {backend} }}\n");
+        fs::write(dir.join("c.yaml"), text).unwrap();
+        let told = redirect(dir, "config check DIR/c.yaml");
+        let warning = format!("onProxyFailure: pass holds with backend {backend} only when");
+        assert_eq!(told.contains(&warning), is_told, "{told}");
+    }
+}
+
+#[test]
 fn config_check_of_bad_files() {
     let temporary = tempfile::tempdir().unwrap();
     let dir = temporary.path();

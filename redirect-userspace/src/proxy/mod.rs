@@ -35,7 +35,7 @@ pub use worker::{Workers, WorkersError};
 
 use crate::{
     config::{HboneConfig, ProxyConfig},
-    hbone,
+    dns, hbone,
     identity::{IdentityStore, tls::TlsConfigs},
     orig_dst::Chain,
     pod::Pod,
@@ -57,6 +57,7 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub outbound: Arc<TrafficCounters>,
     pub inbound: Arc<TrafficCounters>,
+    pub dns: Arc<dns::Shared>,
 }
 
 /// A pod as the proxy knows it.

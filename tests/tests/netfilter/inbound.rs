@@ -1,9 +1,9 @@
 //! Inbound connections, probes, DNS and what is refused: rules by hand with stand-ins, and the daemon.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use redirect_tests::{
-    Mesh, Pod, Testbed,
+    Mesh, Pod, Testbed, eventually,
     exchange::{greeted, greeter, serve},
 };
 use serde_json::json;
@@ -220,6 +220,79 @@ fn probes_of_the_node_reach_the_app_and_nobody_else_does() {
             .arg(node.netns().path());
         assert!(clean.status().expect("start redirect").success());
         assert_eq!(state::all(node.netns()), before, "{tool}");
+    }
+}
+
+#[test]
+fn the_daemon_knows_the_nodes_prober_also_after_it_was_started_anew() {
+    for (backend, iptables) in WAYS {
+        let bed = Testbed::new();
+        let node = bed.node("a");
+        let pod = node.pod("pod");
+        bed.workloads().hbone(&pod).write();
+        let (kubelet, host) = (node.cgroup().join("kubelet"), node.cgroup().join("host"));
+        std::fs::create_dir_all(&kubelet).expect("make the prober's cgroup");
+        let before = state::all(node.netns());
+        let mut daemon = node
+            .daemon()
+            .capture_with(&pod, json!({ "probePorts": [8080] }))
+            .config(json!({ "capture": {
+                "backend": backend, "iptables": iptables, "verifyInterval": "200ms",
+                "probes": { "cgroups": [kubelet] }, "detachOnExit": true,
+            } }))
+            .start();
+        let told = format!("{backend} {iptables}");
+        let _apps = [8080, 9090].map(|port| greeter(&pod, port));
+        for (at, source) in [
+            (0, "hello 169.254.7.127:"),
+            (1, "hello [fd16:9254:7127:1337:ffff:ffff:ffff:ffff]:"),
+        ] {
+            let [probed, other] = [8080, 9090].map(|port| both(&pod, port)[at]);
+            let said = connect_from_node(&node, &kubelet, probed);
+            assert!(said.starts_with(source), "{told}: {said:?}");
+            for (cgroup, dst) in [(&kubelet, other), (&host, probed)] {
+                let said = connect_from_node(&node, cgroup, dst);
+                assert!(
+                    said.starts_with("hello ") && !said.starts_with(source),
+                    "{told}: {said:?}"
+                );
+            }
+        }
+        let inbound = || {
+            let labels = [("direction", "inbound")];
+            daemon
+                .metrics()
+                .sum("redirect_connections_opened_total", &labels)
+        };
+        assert_eq!(
+            inbound(),
+            4.0,
+            "{told}: a probe went through the proxy, or another did not"
+        );
+        // Its service was started anew: the same name, another cgroup.
+        std::fs::remove_dir(&kubelet).expect("it is empty");
+        std::fs::create_dir(&kubelet).expect("make the prober's cgroup");
+        eventually("probes of the new cgroup", Duration::from_secs(15), || {
+            // The last that is made.
+            let said = connect_from_node(&node, &kubelet, pod.at6(8080));
+            match said.starts_with("hello [fd16:") {
+                true => Ok(()),
+                false => Err(said),
+            }
+        });
+        // A firewall's reload on the node.
+        let line = daemon.process().line_count();
+        state::run(
+            node.netns(),
+            "nft flush ruleset; iptables-legacy -t mangle -F; ip6tables-legacy -t mangle -F",
+        );
+        daemon.wait_log_from(line, "repair", |line| {
+            line.contains("again as it was applied") && line.contains("node")
+        });
+        let said = connect_from_node(&node, &kubelet, pod.at(8080));
+        assert!(said.starts_with("hello 169.254.7.127:"), "{told}: {said:?}");
+        assert!(daemon.stop().success());
+        assert_eq!(state::all(node.netns()), before, "{told}");
     }
 }
 

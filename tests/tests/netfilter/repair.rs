@@ -114,6 +114,36 @@ fn routes_for_clients_addresses_come_back() {
 }
 
 #[test]
+fn routes_of_ebpf_capture_come_back() {
+    let bed = Testbed::new();
+    let node = bed.node("a");
+    let client = node.pod("client");
+    bed.workloads().hbone(&client).write();
+    let daemon = node
+        .daemon()
+        .capture(&client)
+        .config(json!({ "capture": { "verifyInterval": "200ms" } }))
+        .start();
+    let list = || {
+        state::run(
+            client.netns(),
+            "ip route show table local proto 114; ip -6 route show table local proto 114",
+        )
+    };
+    let before = list();
+    assert!(before.contains("127.128.0.0/10"), "{before}");
+    for tampering in [
+        "ip route flush table local proto 114",
+        "ip -6 route flush table local proto 114",
+    ] {
+        let line = daemon.process().line_count();
+        state::run(client.netns(), tampering);
+        daemon.wait_log_from(line, "repair", |line| line.contains("targets was missing"));
+        assert_eq!(list(), before, "{tampering}");
+    }
+}
+
+#[test]
 fn what_cannot_be_repaired_is_told_and_counted() {
     let bed = Testbed::new();
     let node = bed.node("a");

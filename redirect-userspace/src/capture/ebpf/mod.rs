@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -12,6 +13,7 @@ use std::{
 use redirect_common::maps::names;
 
 use self::{
+    dns::DnsMap,
     guard::{AttachBy, Guard},
     inbound::Inbound,
     links::{PROXY_HOOKS, Targets},
@@ -22,16 +24,17 @@ use self::{
     subject::Subject,
     tables::Tables,
 };
-use super::{Applied, Capture, CaptureError, Sockets, VerdictCounters, older};
+use super::{Applied, Capture, CaptureError, Repair, Sockets, VerdictCounters, older};
 use crate::{
     config::{CaptureConfig, Mode},
-    orig_dst::OrigDstResolver,
+    orig_dst::{OrigDstResolver, dns::DnsServers},
     pod::{Pod, PodUid},
     sys::{bpffs, cgroup::Cgroup, netns::Netns},
 };
 
 mod classifier;
 mod counters;
+mod dns;
 mod events;
 pub mod guard;
 mod inbound;
@@ -40,7 +43,7 @@ pub mod needs;
 pub(super) mod netlink;
 mod object;
 mod pins;
-mod prober;
+pub(super) mod prober;
 mod reserved;
 mod resolver;
 mod route;
@@ -60,6 +63,7 @@ pub struct EbpfCapture {
     /// Until it is on its own way.
     prober: Option<Prober>,
     resolver: Arc<AcceptedSockets>,
+    dns: Arc<DnsMap>,
     counters: VerdictCounters,
     /// `None` where the configuration wants no guard.
     guard: Option<Guard>,
@@ -67,7 +71,7 @@ pub struct EbpfCapture {
     names: PodNames,
     numbers: PodNumbers,
     /// Namespaces of pods that this daemon applied, to take the routes back from.
-    netns: HashMap<PodUid, Netns>,
+    netns: HashMap<PodUid, (Netns, Vec<IpAddr>)>,
 }
 
 impl EbpfCapture {
@@ -90,6 +94,7 @@ impl EbpfCapture {
             object.map(names::ACCEPTED)?,
             numbers.clone(),
         )?);
+        let dns = Arc::new(DnsMap::open(&pins.map(names::DNS))?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         let own = Cgroup::open(cgroup)?;
         tables.set_proxy(own.id)?;
@@ -108,6 +113,7 @@ impl EbpfCapture {
             tables,
             inbound,
             resolver,
+            dns,
             counters,
             guard: has_guard.then(|| Guard::new(AttachBy::Link)),
             events: config.events,
@@ -151,7 +157,7 @@ impl EbpfCapture {
         route::add(subject.netns, &subject.pod.ips)?;
         reserved::add(subject.netns)?;
         let is_guarded = self.is_guarded(subject.pod);
-        let number = self.tables.add(subject, is_guarded)?;
+        let number = self.tables.add(subject, is_guarded, sockets.dns)?;
         self.numbers.insert(number, &subject.pod.uid);
         self.inbound.add(number, subject, sockets)
     }
@@ -237,7 +243,8 @@ impl Capture for EbpfCapture {
         // Last: what is captured and what is let pass is marked by now.
         if let Err(error) = self.guard(&subject) {
             if is_new {
-                self.netns.insert(pod.uid.clone(), netns.clone());
+                self.netns
+                    .insert(pod.uid.clone(), (netns.clone(), pod.ips.clone()));
                 _ = self.clean(&pod.uid);
             }
             return Err(error);
@@ -256,7 +263,8 @@ impl Capture for EbpfCapture {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(netns_cookie, pod.uid.clone());
-        self.netns.insert(pod.uid.clone(), netns.clone());
+        self.netns
+            .insert(pod.uid.clone(), (netns.clone(), pod.ips.clone()));
         Ok(applied)
     }
 
@@ -280,10 +288,18 @@ impl Capture for EbpfCapture {
                 .remove(&cookie);
         }
         self.numbers.remove(uid);
-        if let Some(netns) = self.netns.remove(uid) {
+        if let Some((netns, _)) = self.netns.remove(uid) {
             errors.extend(clean_netns(&netns).err());
         }
         CaptureError::collect(errors)
+    }
+
+    fn reassert(&mut self, pods: &[PodUid]) -> Vec<Repair> {
+        let routes = pods.iter().filter_map(|uid| {
+            let (netns, ips) = self.netns.get(uid)?;
+            Repair::of(uid.as_str(), route::reassert(netns, ips))
+        });
+        routes.collect()
     }
 
     fn inspect(&self) -> Result<Vec<PodUid>, CaptureError> {
@@ -292,6 +308,10 @@ impl Capture for EbpfCapture {
 
     fn resolver(&self) -> Arc<dyn OrigDstResolver> {
         self.resolver.clone()
+    }
+
+    fn dns_servers(&self) -> Arc<dyn DnsServers> {
+        self.dns.clone()
     }
 
     fn name(&self) -> &'static str {

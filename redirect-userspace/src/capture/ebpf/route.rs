@@ -69,6 +69,25 @@ pub fn add(netns: &Netns, ips: &[IpAddr]) -> Result<(), CaptureError> {
     })
 }
 
+/// Adds the routes that something else has removed, and tells which these were.
+pub fn reassert(netns: &Netns, ips: &[IpAddr]) -> Result<Vec<String>, CaptureError> {
+    let mut missing = Vec::new();
+    in_netns(netns, "look for the local routes in", || {
+        let has_ipv4 = ips.iter().any(|ip| ip.to_canonical().is_ipv4());
+        if has_ipv4 && ours(AddressFamily::Inet)?.is_empty() {
+            missing.push("the local route to IPv4 targets was missing".to_owned());
+        }
+        if has_ipv6() && ours(AddressFamily::Inet6)?.is_empty() {
+            missing.push("the local route to IPv6 targets was missing".to_owned());
+        }
+        Ok(())
+    })?;
+    if !missing.is_empty() {
+        add(netns, ips)?;
+    }
+    Ok(missing)
+}
+
 /// Removes all routes that are marked as ours.
 pub fn remove(netns: &Netns) -> Result<(), CaptureError> {
     in_netns(netns, "remove the local routes in", || {

@@ -13,7 +13,7 @@ use rtnetlink::{
 };
 
 use super::{
-    NetfilterError, Tool, clean, families,
+    NetfilterError, Tool, cgroup_path, clean, families,
     plan::{
         CgroupPath, Plan, Probed, Selection,
         host::{Node, NodePod, Probes},
@@ -22,9 +22,13 @@ use super::{
     rules::Rules,
 };
 use crate::{
-    capture::{CaptureError, ebpf::netlink::request},
+    capture::{
+        CaptureError,
+        ebpf::{netlink::request, prober},
+    },
+    config::ProberCgroups,
     pod::Pod,
-    sys::netns::Netns,
+    sys::{cgroup::Cgroup, netns::Netns},
 };
 
 pub struct NodeRules {
@@ -36,13 +40,70 @@ pub struct NodeRules {
 }
 
 pub enum Purpose {
-    /// For these probers, if any.
-    Probes(Vec<CgroupPath>),
+    /// For whoever probes pods.
+    Probes(Probers),
     /// The proxy listens on the node.
     Proxy {
         /// Whether it serves DNS.
         dns: bool,
     },
+}
+
+/// Whose connections are probes: a service that is started anew gets another cgroup of the same name.
+pub struct Probers {
+    wanted: ProberCgroups,
+    /// With the ids that they had when they were looked up.
+    found: Vec<(CgroupPath, u64)>,
+    /// They could not be looked for, which was said.
+    failed: bool,
+}
+
+impl Probers {
+    pub fn find(wanted: &ProberCgroups) -> Self {
+        let mut probers = Self {
+            wanted: wanted.clone(),
+            found: Vec::new(),
+            failed: false,
+        };
+        probers.renew();
+        probers
+    }
+
+    /// Looks again; whether anything is different.
+    fn renew(&mut self) -> bool {
+        match self.look() {
+            Ok(found) => {
+                self.failed = false;
+                let is_new = found != self.found;
+                self.found = found;
+                is_new
+            }
+            // Captured pods are none the worse for that, but for their probes.
+            Err(error) => {
+                if !self.failed {
+                    tracing::warn!(%error, "cannot find who probes pods; name the cgroup in capture.probes.cgroups");
+                }
+                self.failed = true;
+                false
+            }
+        }
+    }
+
+    fn look(&self) -> Result<Vec<(CgroupPath, u64)>, CaptureError> {
+        let mut found = Vec::new();
+        for path in prober::cgroups(&self.wanted)? {
+            let cgroup = Cgroup::open(&path)?;
+            let known = self.found.iter().find(|(_, id)| *id == cgroup.id);
+            match known {
+                Some(known) => found.push(known.clone()),
+                None => {
+                    found.push((cgroup_path(&path)?, cgroup.id));
+                    prober::report_sharers(&cgroup);
+                }
+            }
+        }
+        Ok(found)
+    }
 }
 
 impl NodeRules {
@@ -57,7 +118,24 @@ impl NodeRules {
     }
 
     pub fn has_probers(&self) -> bool {
-        matches!(&self.purpose, Purpose::Probes(probers) if !probers.is_empty())
+        matches!(&self.purpose, Purpose::Probes(probers) if !probers.found.is_empty())
+    }
+
+    /// Whether it is not known what is in force: nothing was applied yet, or that failed.
+    pub fn is_pending(&self) -> bool {
+        self.in_force.is_none()
+    }
+
+    /// Looks for probers again; whether there are others, for whom the rules are to be made anew.
+    pub fn renew(&mut self) -> bool {
+        let is_new = match &mut self.purpose {
+            Purpose::Probes(probers) => probers.renew(),
+            Purpose::Proxy { .. } => false,
+        };
+        if is_new {
+            self.in_force = None;
+        }
+        is_new
     }
 
     /// Makes the rules those of `pods`, in one step.
@@ -66,7 +144,7 @@ impl NodeRules {
         let plans: Vec<Plan> = match &self.purpose {
             Purpose::Probes(probers) => {
                 let probes = Probes {
-                    probers: probers.clone(),
+                    probers: probers.found.iter().map(|(path, _)| path.clone()).collect(),
                     pods: pods
                         .map(|pod| (pod.ips.clone(), Probed::of(&pod.options)))
                         .collect(),
@@ -84,6 +162,7 @@ impl NodeRules {
         if matches!(&self.in_force, Some((in_force, _)) if *in_force == plans) {
             return Ok(());
         }
+        self.in_force = None;
         let rules = match plans.iter().all(|plan| plan.chains.is_empty()) {
             // Those of an earlier daemon, too.
             true => clean(&self.netns).map(|_| None)?,

@@ -8,13 +8,13 @@ use std::{
 
 use super::{
     NetfilterError, Tool, cgroup_path, clean, families,
-    node::{NodeRules, Purpose},
+    node::{NodeRules, Probers, Purpose},
     plan::{self, CgroupPath, Exemption, Needs, PROXY_UID, Plan},
     rules::Rules,
 };
 use crate::{
     capture::{Applied, Capture, CaptureError, Repair, Sockets, none::NoResolver},
-    config::Mode,
+    config::{Mode, ProberCgroups},
     orig_dst::OrigDstResolver,
     pod::{OnProxyFailure, Pod, PodUid},
     sys::netns::Netns,
@@ -28,8 +28,8 @@ pub struct Setting {
     pub proxy: PathBuf,
     /// With [`Mode::Dedicated`]: the proxy is known by this user, and not by its cgroup.
     pub exempt_uid: Option<u32>,
-    /// Cgroups of the node's probers, such as kubelet's. None: probes are captured as every other connection.
-    pub probers: Vec<PathBuf>,
+    /// Who probes pods. Without one, probes are captured as every other connection.
+    pub probers: ProberCgroups,
     /// Whether the proxy serves DNS.
     pub dns: bool,
 }
@@ -54,10 +54,8 @@ struct Captured {
 
 impl NetfilterCapture {
     pub fn new(tool: Tool, setting: &Setting) -> Result<Self, CaptureError> {
-        let probers = setting.probers.iter().map(|path| cgroup_path(path));
-        let probers = probers.collect::<Result<Vec<_>, _>>()?;
         let purpose = match setting.mode {
-            Mode::Shared => Some(Purpose::Probes(probers)),
+            Mode::Shared => Some(Purpose::Probes(Probers::find(&setting.probers))),
             // A proxy in a pod has no way to the node's namespace.
             Mode::Dedicated => None,
             Mode::Node => Some(Purpose::Proxy { dns: setting.dns }),
@@ -123,6 +121,33 @@ impl NetfilterCapture {
                 Ok((by_user, rules))
             }
         }
+    }
+
+    /// Makes all rules anew if somebody else probes pods now.
+    fn renew_probers(&mut self) -> Result<(), CaptureError> {
+        if !self.node.as_mut().is_some_and(NodeRules::renew) {
+            return Ok(());
+        }
+        tracing::info!("whoever probes pods is another one now: their rules are made anew");
+        let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
+        let mut errors = vec![self.update_node(None, None)];
+        for uid in uids {
+            let Some(captured) = self.pods.remove(&uid) else {
+                continue;
+            };
+            let Captured { pod, netns, rules } = captured;
+            let renewed = self.choose(&pod, &netns).and_then(|(plans, rules)| {
+                rules.apply_in(&netns, &plans)?;
+                Ok((plans, rules))
+            });
+            let (rules, result) = match renewed {
+                Ok(renewed) => (Some(renewed), Ok(())),
+                Err(error) => (rules, Err(error.into())),
+            };
+            errors.push(result);
+            self.pods.insert(uid, Captured { pod, netns, rules });
+        }
+        CaptureError::collect(errors.into_iter().filter_map(Result::err).collect())
     }
 
     /// The node's rules for the captured pods, `added` included and `removed` not.
@@ -211,6 +236,14 @@ impl Capture for NetfilterCapture {
     }
 
     fn reassert(&mut self, pods: &[PodUid]) -> Vec<Repair> {
+        let probers = Repair::of("node", self.renew_probers().map(|()| Vec::new()));
+        // What failed before is tried again.
+        let is_pending = self.node.as_ref().is_some_and(NodeRules::is_pending);
+        let pending = match is_pending && probers.is_none() {
+            true => self.update_node(None, None).map(|()| Vec::new()),
+            false => Ok(Vec::new()),
+        };
+        let pending = Repair::of("node", pending);
         let node = self.node.as_ref();
         let node = node.and_then(|node| Repair::of("node", node.reassert()));
         let pods = pods.iter().filter_map(|uid| {
@@ -218,7 +251,12 @@ impl Capture for NetfilterCapture {
             let (plans, rules) = captured.rules.as_ref()?;
             Repair::of(uid.as_str(), repair(rules, &captured.netns, plans))
         });
-        node.into_iter().chain(pods).collect()
+        probers
+            .into_iter()
+            .chain(pending)
+            .chain(node)
+            .chain(pods)
+            .collect()
     }
 
     fn stand_down(&mut self) -> Result<(), CaptureError> {

@@ -33,6 +33,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let sockets = Sockets {
             outbound: listeners.outbound.as_fd(),
             inbound_plaintext: listeners.inbound_plaintext.as_fd(),
+            dns: false,
             hbone: listeners.hbone.as_fd(),
         };
         capture.apply(pod, &netns, &sockets)?;

@@ -94,10 +94,7 @@ impl Prober {
     }
 
     fn renew(&mut self) -> Result<(), CaptureError> {
-        let wanted = match &self.wanted {
-            ProberCgroups::Auto => found()?,
-            ProberCgroups::Paths(paths) => find::present(paths),
-        };
+        let wanted = cgroups(&self.wanted)?;
         let mut cgroups = Vec::new();
         for path in &wanted {
             cgroups.push(open(path)?);
@@ -134,6 +131,14 @@ fn open(path: &Path) -> Result<Cgroup, CaptureError> {
     Ok(cgroup)
 }
 
+/// Those that are there now.
+pub fn cgroups(wanted: &ProberCgroups) -> Result<Vec<PathBuf>, CaptureError> {
+    match wanted {
+        ProberCgroups::Auto => found(),
+        ProberCgroups::Paths(paths) => Ok(find::present(paths)),
+    }
+}
+
 /// Where kubelet runs.
 fn found() -> Result<Vec<PathBuf>, CaptureError> {
     let processes = processes()?;
@@ -148,7 +153,7 @@ fn processes() -> Result<Vec<find::Process>, CaptureError> {
 }
 
 /// Whoever shares the prober's cgroup passes as it does: an operator wants to know.
-fn report_sharers(cgroup: &Cgroup) {
+pub fn report_sharers(cgroup: &Cgroup) {
     let (Ok(processes), Ok(name)) = (processes(), cgroup::in_hierarchy(&cgroup.path)) else {
         return;
     };
