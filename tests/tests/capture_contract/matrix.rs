@@ -118,13 +118,6 @@ const EXCEPTIONS: &[Except] = &[
         why: "a proxy in the pod has no part on the node, where probes come from: such a port is excluded, or answered by the proxy (15021)",
     },
     Except {
-        checks: &["probe"],
-        modes: &[Mode::Shared],
-        backends: NETFILTER,
-        families: &[],
-        why: "probes by netfilter are not there yet",
-    },
-    Except {
         checks: &[
             "DNS: a service",
             "DNS: another name",
@@ -135,7 +128,7 @@ const EXCEPTIONS: &[Except] = &[
         modes: &[],
         backends: &[],
         families: &[],
-        why: "DNS is not there yet",
+        why: "captured since, and not yet checked in this table: tests/tests/dns does",
     },
     Except {
         checks: &["metadata address"],
