@@ -99,6 +99,10 @@ named! {
         ForeignSource = "foreign_source",
         /// Bound to a device, but the pod has no address of this family through which the proxy could be reached.
         NoAddress = "no_address",
+        /// A DNS query from a socket that is bound to a device, which hides the proxy from it.
+        BoundDevice = "bound_device",
+        /// The pod asks more DNS servers at a time than can be told apart.
+        DnsServersFull = "dns_servers_full",
         /// No memory for the socket's storage.
         NoStorage = "no_storage",
         /// The pod has too many connections under way.

@@ -112,7 +112,11 @@ pub fn connect(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Decisi
     {
         return Decision::Pass(Reason::NoListener);
     }
-    let port = pod.outbound_port;
+    let port = if crate::dns::is_captured(pod, call.dst_port) {
+        pod.dns_port
+    } else {
+        pod.outbound_port
+    };
     if call.device == 0 {
         return Decision::Redirect(Redirect {
             target: spread(&call.dst, call.dst_port),
@@ -128,7 +132,11 @@ pub fn connect(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Decisi
 }
 
 #[inline(always)]
-fn exempt_by_pod(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Option<Reason> {
+pub(crate) fn exempt_by_pod(
+    pod: &PodEntry,
+    call: &Connect,
+    lookups: &impl Lookups,
+) -> Option<Reason> {
     let has = |flag| pod.flags & flag != 0;
     if is_own(pod, &call.dst, lookups) {
         return Some(Reason::OwnAddress);
@@ -144,7 +152,9 @@ fn exempt_by_pod(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Opti
     if has(pod_flags::EXCLUDED_NETS) && listed_net(List::ExcludedOutbound) {
         return Some(Reason::ExcludedNet);
     }
+    // Whether DNS is captured has an option of its own.
     if has(pod_flags::INCLUDED_PORTS | pod_flags::INCLUDED_NETS)
+        && !crate::dns::is_captured(pod, call.dst_port)
         && !(has(pod_flags::INCLUDED_PORTS) && listed_port(List::IncludedOutbound))
         && !(has(pod_flags::INCLUDED_NETS) && listed_net(List::IncludedOutbound))
     {
@@ -157,7 +167,7 @@ fn exempt_by_pod(pod: &PodEntry, call: &Connect, lookups: &impl Lookups) -> Opti
 }
 
 #[inline(always)]
-fn is_own(pod: &PodEntry, addr: &Addr, lookups: &impl Lookups) -> bool {
+pub(crate) fn is_own(pod: &PodEntry, addr: &Addr, lookups: &impl Lookups) -> bool {
     *addr == pod.v4
         || *addr == pod.v6
         || (pod.flags & pod_flags::MORE_ADDRESSES != 0 && lookups.is_own(pod.pod, addr))
@@ -192,18 +202,15 @@ pub fn is_proxy(pod: &PodEntry, lookups: &impl Lookups) -> bool {
 #[inline(always)]
 pub fn is_already_steered(entry: &OrigDstEntry, dst: &Addr, port: u16, reason: Reason) -> bool {
     port == entry.target_port
-        && (matches!(reason, Reason::OwnAddress) || *dst == spread(&entry.addr, entry.port))
+        && (matches!(reason, Reason::OwnAddress)
+            || *dst == spread(&entry.addr, entry.port)
+            || crate::dns::is_target_of(dst, &entry.addr, entry.port))
 }
 
 /// The local address that stands for a destination: the same one for the same destination and port.
 #[inline(always)]
 pub fn spread(dst: &Addr, port: u16) -> Addr {
-    // Multiplying by an odd number near 2^64 / golden ratio moves entropy into the upper bits, which are used (Knuth, TAOCP
-    // 6.4). Hashed by words as they lie in memory: no one compares results of machines of different byte order.
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
-    let hash = pair(dst.0[0], dst.0[1]).wrapping_mul(FACTOR) ^ pair(dst.0[2], dst.0[3]);
-    let hash = (hash ^ hash >> 32 ^ u64::from(port) << 40).wrapping_mul(FACTOR);
+    let hash = hash(dst, port);
     if dst.is_v4() {
         Addr::from_v4_be((SPREAD_V4 | (hash >> (64 - SPREAD_V4_BITS)) as u32).to_be())
     } else {
@@ -215,4 +222,15 @@ pub fn spread(dst: &Addr, port: u16) -> Addr {
             (hash as u32) | 1_u32.to_be(),
         ])
     }
+}
+
+/// Spreads destinations; the upper bits are the better ones.
+#[inline(always)]
+pub(crate) fn hash(dst: &Addr, port: u16) -> u64 {
+    // Multiplying by an odd number near 2^64 / golden ratio moves entropy into the upper bits, which are used (Knuth, TAOCP
+    // 6.4). Hashed by words as they lie in memory: no one compares results of machines of different byte order.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let pair = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+    let hash = pair(dst.0[0], dst.0[1]).wrapping_mul(FACTOR) ^ pair(dst.0[2], dst.0[3]);
+    (hash ^ hash >> 32 ^ u64::from(port) << 40).wrapping_mul(FACTOR)
 }

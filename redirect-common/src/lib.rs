@@ -9,11 +9,13 @@
 pub mod addr;
 pub mod counter;
 pub mod decide;
+pub mod dns;
 pub mod event;
 pub mod guard;
 pub mod inbound;
 pub mod maps;
 pub mod mark;
+pub mod node;
 pub mod ports;
 
 pub use addr::Addr;

@@ -24,6 +24,8 @@ pub const MAX_PASSING_PER_POD: u32 = 4_096;
 /// How many of the proxy's own connections to apps are remembered as having found no place among those.
 pub const MAX_BARRED: u32 = 1_024;
 pub const MAX_EXEMPT_CGROUPS: u32 = 16_384;
+/// DNS servers that the pods of a node ask over UDP. One pod has at most twice [`SLOTS`](crate::dns::SLOTS).
+pub const MAX_DNS_SERVERS: u32 = 131_072;
 /// Cgroups of proxies: one, but for the moment in which one daemon takes over from another.
 pub const MAX_PROXIES: u32 = 64;
 /// Size of the ring buffer of events, in bytes.
@@ -56,7 +58,8 @@ map_types! {
         pub flags: u32,
         /// Where the proxy listens, in host byte order.
         pub outbound_port: u16,
-        pub padding: u16,
+        /// Where the proxy answers DNS queries, in host byte order; 0 if they are not captured.
+        pub dns_port: u16,
     } size 44;
 
     /// Key of `rdr_own`: an address of the pod, beyond those in its [`PodEntry`].
@@ -150,6 +153,30 @@ map_types! {
         /// Where it was sent instead, in host byte order.
         pub target_port: u16,
     } size 48;
+
+    /// The only value of `rdr_node`: what mode `node` has made on the node.
+    pub struct NodeEntry {
+        /// The index of the interface where packets are delivered to the proxy.
+        pub device: u32,
+        /// Not 0: `net.ipv4.tcp_early_demux` was on before.
+        pub early_demux: u32,
+    } size 8;
+
+    /// Key of `rdr_dns`: the local address that stands for a DNS server, in one namespace.
+    pub struct DnsKey {
+        pub netns_cookie: u64,
+        pub target: Addr,
+    } size 24;
+
+    /// Value of `rdr_dns`: the DNS server that an app asks over UDP.
+    pub struct DnsEntry {
+        pub addr: Addr,
+        /// Not given to another server before: nanoseconds of CLOCK_MONOTONIC.
+        pub held_until: u64,
+        /// In host byte order.
+        pub port: u16,
+        pub padding: [u16; 3],
+    } size 32;
 
     /// The only value of `rdr_settings`.
     pub struct Settings {
@@ -271,6 +298,7 @@ pub mod names {
     pub const FLOWS: &str = "rdr_flows";
     pub const CLIENT: &str = "rdr_client";
     pub const ACCEPTED: &str = "rdr_accepted";
+    pub const DNS: &str = "rdr_dns";
     pub const SETTINGS: &str = "rdr_settings";
     pub const COUNTERS: &str = "rdr_counters";
     pub const EVENTS: &str = "rdr_events";
@@ -282,7 +310,10 @@ pub mod names {
     pub const PROXIES: &str = "rdr_proxies";
     pub const KNOWN: &str = "rdr_known";
 
-    pub const ALL: [&str; 19] = [
+    pub const NODE: &str = "rdr_node";
+    pub const NODE_PODS: &str = "rdr_node_pods";
+
+    pub const ALL: [&str; 22] = [
         PODS,
         PENDING,
         OWN,
@@ -292,6 +323,7 @@ pub mod names {
         FLOWS,
         CLIENT,
         ACCEPTED,
+        DNS,
         SETTINGS,
         COUNTERS,
         EVENTS,
@@ -302,5 +334,7 @@ pub mod names {
         BARRED,
         PROXIES,
         KNOWN,
+        NODE,
+        NODE_PODS,
     ];
 }

@@ -13,5 +13,8 @@ pub const READINESS: u16 = 15021;
 /// DNS capture.
 pub const DNS: u16 = 15053;
 
+/// Where DNS servers listen.
+pub const DOMAIN: u16 = 53;
+
 /// The ports on which our proxy listens inside a pod's network namespace.
 pub const IN_POD: [u16; 4] = [OUTBOUND, INBOUND_PLAINTEXT, INBOUND_HBONE, DNS];

@@ -14,7 +14,7 @@ use redirect_common::{
 use crate::{
     account::{self, Decided},
     ctx::SockAddr,
-    known,
+    dns, known,
     lookups::Maps,
     maps::{self, CLIENT, PODS},
 };
@@ -40,6 +40,9 @@ pub fn rdr_connect6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn run(ctx: &SockAddr, hook: Hook, dst: Addr) -> i32 {
+    if ctx.is_udp() {
+        return dns::connect(ctx, hook, dst);
+    }
     if !ctx.is_tcp() {
         account::count(hook, Verdict::Pass, Reason::NotTcp);
         return PROCEED;

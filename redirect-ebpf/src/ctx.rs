@@ -19,10 +19,12 @@ use aya_ebpf::{
 use redirect_common::Addr;
 
 pub use packet::Packet;
+pub use segment::NodePacket;
 
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
 
 /// Reads a field of a context.
 macro_rules! get {
@@ -38,6 +40,8 @@ macro_rules! set {
 
 // After the macros, which it uses.
 mod packet;
+mod reset;
+mod segment;
 
 /// Keeps the compiler from moving the last reads of two branches behind where they meet, as one read.
 #[inline(always)]
@@ -58,6 +62,11 @@ impl SockAddr {
     #[inline(always)]
     pub fn is_tcp(&self) -> bool {
         get!(self.0, protocol) == IPPROTO_TCP
+    }
+
+    #[inline(always)]
+    pub fn is_udp(&self) -> bool {
+        get!(self.0, protocol) == IPPROTO_UDP
     }
 
     /// The address that the call is about, of an IPv4 socket.

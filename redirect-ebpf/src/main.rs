@@ -2,8 +2,9 @@
 //!
 //! `connect` steers a captured connect to the proxy and remembers where it was meant to go; `pod_socket` publishes that under
 //! the connection's tuple; `proxy_socket` moves it to the socket that the proxy accepts; `getsockopt` and the daemon (through
-//! the socket's storage) read it there; `peername` shows the app the destination that it asked for. `guard` drops what leaves
-//! the pod without having been captured or, as `known` says, let pass.
+//! the socket's storage) read it there; `peername` shows the app the destination that it asked for. `dns` does for datagrams
+//! to DNS servers what all of these do for connections. `guard` drops what leaves the pod without having been captured or, as
+//! `known` says, let pass.
 //!
 //! `sk_lookup` gives the proxy what arrives for a pod, except what `proxy_socket` and `prober` have registered to pass.
 //! `bind` and `setsockopt` keep processes of a pod from taking the proxy's ports and marks.
@@ -22,6 +23,8 @@ mod content;
 #[cfg(target_arch = "bpf")]
 mod ctx;
 #[cfg(target_arch = "bpf")]
+mod dns;
+#[cfg(target_arch = "bpf")]
 mod getsockopt;
 #[cfg(target_arch = "bpf")]
 mod guard;
@@ -31,6 +34,8 @@ mod known;
 mod lookups;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod node;
 #[cfg(target_arch = "bpf")]
 mod passing;
 #[cfg(target_arch = "bpf")]

@@ -13,10 +13,11 @@ use aya_ebpf::{
 use redirect_common::{
     Addr, counter,
     maps::{
-        CgroupKey, EVENTS_BYTES, FlowKey, InboundEntry, MAX_BARRED, MAX_EXEMPT_CGROUPS, MAX_FLOWS,
-        MAX_INBOUND_ADDRESSES, MAX_NETS, MAX_OWN_ADDRESSES, MAX_PASSING, MAX_PASSING_PER_POD,
-        MAX_PODS, MAX_PORTS, MAX_PROXIES, NetKey, OrigDstEntry, OwnKey, PassEntry, PassKey,
-        PodEntry, PortKey, Settings, SocketKind,
+        CgroupKey, DnsEntry, DnsKey, EVENTS_BYTES, FlowKey, InboundEntry, MAX_BARRED,
+        MAX_DNS_SERVERS, MAX_EXEMPT_CGROUPS, MAX_FLOWS, MAX_INBOUND_ADDRESSES, MAX_NETS,
+        MAX_OWN_ADDRESSES, MAX_PASSING, MAX_PASSING_PER_POD, MAX_PODS, MAX_PORTS, MAX_PROXIES,
+        NetKey, NodeEntry, OrigDstEntry, OwnKey, PassEntry, PassKey, PodEntry, PortKey, Settings,
+        SocketKind,
     },
 };
 
@@ -56,6 +57,10 @@ pub static CLIENT: SkStorage<OrigDstEntry> = SkStorage::new();
 #[btf_map(name = "rdr_accepted")]
 pub static ACCEPTED: SkStorage<OrigDstEntry> = SkStorage::new();
 
+/// DNS servers that pods ask over UDP.
+#[btf_map(name = "rdr_dns")]
+static DNS: HashMap<DnsKey, DnsEntry, { MAX_DNS_SERVERS as usize }, ON_DEMAND> = HashMap::new();
+
 #[btf_map(name = "rdr_settings")]
 static SETTINGS: Array<Settings, 1> = Array::new();
 
@@ -94,6 +99,14 @@ pub static PROXIES: HashMap<u64, u8, { MAX_PROXIES as usize }> = HashMap::new();
 /// On sockets whose connections capture let pass.
 #[btf_map(name = "rdr_known")]
 pub static KNOWN: SkStorage<u32> = SkStorage::new();
+
+/// What mode `node` has made on the node.
+#[btf_map(name = "rdr_node")]
+pub static NODE: Array<NodeEntry, 1> = Array::new();
+
+/// Keys in `rdr_pods` by the index of the node's interface that leads to the pod.
+#[btf_map(name = "rdr_node_pods")]
+pub static NODE_PODS: HashMap<u32, u64, { MAX_PODS as usize }, ON_DEMAND> = HashMap::new();
 
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {
@@ -157,6 +170,15 @@ pub fn remove_from_socket(map: &'static SkStorage<OrigDstEntry>, socket: *mut bp
     unsafe { bpf_sk_storage_delete(map, socket.cast()) };
 }
 
+/// The proxy's socket for the pod, with a reference; null if there is none.
+#[inline(always)]
+pub fn listener(kind: SocketKind, pod: u32) -> *mut bpf_sock {
+    let place = kind.place(pod);
+    let map = core::ptr::from_ref(&SOCKETS).cast_mut().cast();
+    // SAFETY: the map and a key of its size.
+    unsafe { bpf_map_lookup_elem(map, core::ptr::from_ref(&place).cast()).cast() }
+}
+
 /// Whether the proxy has this socket for the pod.
 #[inline(always)]
 pub fn is_listening(kind: SocketKind, pod: u32) -> bool {
@@ -212,6 +234,47 @@ pub fn unpublish(key: &FlowKey, pod: u32) -> bool {
         pending.add(-1);
     }
     removed
+}
+
+/// A DNS server in the map, which other CPUs may read and change meanwhile.
+pub struct DnsServer(NonNull<DnsEntry>);
+
+impl DnsServer {
+    #[inline(always)]
+    pub fn entry(&self) -> &DnsEntry {
+        // SAFETY: a value of a hash map stays readable while the program runs. What another CPU may change in place is the
+        // time alone, and any of its values will do.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Keeps the address for the server until this time.
+    #[inline(always)]
+    pub fn hold(&self, until: u64) {
+        // SAFETY: as in `entry`; one aligned word.
+        unsafe {
+            let held = &raw mut (*self.0.as_ptr()).held_until;
+            if held.read_volatile() < until {
+                held.write_volatile(until);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub fn dns_server(key: &DnsKey) -> Option<DnsServer> {
+    DNS.get_ptr_mut(key).and_then(NonNull::new).map(DnsServer)
+}
+
+/// False if there is one, or no room.
+#[inline(always)]
+pub fn add_dns_server(key: &DnsKey, entry: &DnsEntry) -> bool {
+    DNS.insert(key, entry, BPF_NOEXIST.into()).is_ok()
+}
+
+/// Puts a server in the place of one that is not asked any more.
+#[inline(always)]
+pub fn replace_dns_server(key: &DnsKey, entry: &DnsEntry) -> bool {
+    DNS.insert(key, entry, BPF_EXIST.into()).is_ok()
 }
 
 /// Registers a connection to pass inbound capture.

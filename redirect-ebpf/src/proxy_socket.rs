@@ -69,7 +69,9 @@ fn accepting(ctx: &SockOps) {
     };
     let Some(flow) = maps::flow(&key) else {
         // SAFETY: entries are replaced as a whole, and only when a pod changes.
-        if unsafe { PODS.get(netns_cookie) }.is_some_and(|pod| pod.outbound_port == local_port) {
+        if unsafe { PODS.get(netns_cookie) }
+            .is_some_and(|pod| pod.outbound_port == local_port || pod.dns_port == local_port)
+        {
             account::count(Hook::ProxySocket, Verdict::Refuse, Reason::NoFlow);
         }
         return;

@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod dns;
 pub mod document;
 pub mod hbone;
 pub mod identity;

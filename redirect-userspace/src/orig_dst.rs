@@ -1,5 +1,8 @@
 //! The original destination of a captured connection, and the chain of ways to learn it.
 
+mod conntrack;
+pub mod dns;
+
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -8,6 +11,8 @@ use std::{
 };
 
 use socket2::SockRef;
+
+pub use conntrack::Conntrack;
 
 use crate::{pod::PodUid, sys::socket::canonical};
 
@@ -27,6 +32,11 @@ pub struct OrigDst {
 /// `Ok(None)` means that this way knows nothing of the socket; an error means that it could not be asked.
 pub trait OrigDstResolver: Send + Sync {
     fn resolve(&self, accepted: BorrowedFd<'_>) -> io::Result<Option<OrigDst>>;
+
+    /// Whether capture gives a connection another destination, so that its own address never is the answer.
+    fn rewrites(&self) -> bool {
+        true
+    }
 
     /// A short name for logs: `sk_storage`, `so_original_dst`.
     fn name(&self) -> &'static str;
@@ -56,7 +66,10 @@ impl Chain {
         pod_ips: &[IpAddr],
     ) -> Option<OrigDst> {
         self.resolvers.iter().find_map(|resolver| match resolver.resolve(accepted) {
-            Ok(answer) => answer.filter(|answer| credible(answer.addr, local, pod_ips, &self.own_ports)),
+            Ok(answer) => answer.filter(|answer| {
+                let local = resolver.rewrites().then_some(local);
+                credible(answer.addr, local, pod_ips, &self.own_ports)
+            }),
             Err(error) => {
                 tracing::debug!(resolver = resolver.name(), %error, "original destination could not be asked");
                 None
@@ -71,14 +84,14 @@ impl Chain {
 /// or any port of the proxy on the pod, would make the proxy connect to itself.
 pub fn credible(
     candidate: SocketAddr,
-    local: SocketAddr,
+    local: Option<SocketAddr>,
     pod_ips: &[IpAddr],
     own_ports: &[u16],
 ) -> bool {
-    let (candidate, local) = (canonical(candidate), canonical(local));
+    let (candidate, local) = (canonical(candidate), local.map(canonical));
     let ours = own_ports.contains(&candidate.port())
         && (pod_ips.contains(&candidate.ip()) || candidate.ip().is_loopback());
-    candidate != local && candidate.port() != 0 && !candidate.ip().is_unspecified() && !ours
+    Some(candidate) != local && candidate.port() != 0 && !candidate.ip().is_unspecified() && !ours
 }
 
 /// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST`: what netfilter's REDIRECT leaves in conntrack.
@@ -134,6 +147,10 @@ impl OrigDstResolver for LocalAddress {
         }))
     }
 
+    fn rewrites(&self) -> bool {
+        false
+    }
+
     fn name(&self) -> &'static str {
         "local_address"
     }
@@ -161,7 +178,7 @@ mod tests {
         ] {
             let credible = credible(
                 candidate.parse().unwrap(),
-                local,
+                Some(local),
                 &pod,
                 &[15001, 15006, 15008],
             );

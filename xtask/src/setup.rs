@@ -72,6 +72,7 @@ const ITEMS: &[Item] = &[
     item("tcpdump", "tcpdump", Need::Testbed),
     item("conntrack", "conntrack", Need::Testbed),
     item("bpftool", "bpftool", Need::Testbed),
+    item("dig", "bind9-dnsutils", Need::Testbed),
     item("openssl", "openssl", Need::Testbed),
     item("ps", "procps", Need::Testbed),
     item("wrk", "wrk", Need::Bench),

@@ -18,8 +18,9 @@ use crate::{
     admin::{self, Readiness},
     capture,
     config::{Backend, Config},
+    dns,
     identity::{self, IdentityStore, SystemClock, tls::TlsConfigs},
-    orig_dst::{Chain, SoOriginalDst},
+    orig_dst::{Chain, Conntrack, SoOriginalDst},
     proxy::{Shared, Workers},
     sys::cgroup,
     telemetry::{self, Direction, Metrics},
@@ -75,21 +76,31 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     admin::start(&config.admin, metrics.clone(), readiness.clone()).await?;
     capture.start();
 
+    let orig_dst = Chain::new(
+        vec![capture.resolver(), Arc::new(SoOriginalDst)],
+        &ports::IN_POD,
+    );
+    let dns = Arc::new(dns::Shared {
+        config: config.dns.clone(),
+        network: config.network.clone(),
+        workloads: workloads.clone(),
+        orig_dst: orig_dst.clone(),
+        servers: vec![capture.dns_servers(), Arc::new(Conntrack)],
+        metrics: metrics.clone(),
+    });
     let shared = Arc::new(Shared {
         proxy: config.proxy.clone(),
         hbone: config.hbone.clone(),
         network: config.network.clone(),
         cluster_id: config.cluster_id.clone(),
-        orig_dst: Chain::new(
-            vec![capture.resolver(), Arc::new(SoOriginalDst)],
-            &ports::IN_POD,
-        ),
+        orig_dst,
         workloads,
         tls: TlsConfigs::new(identities.clone(), &config.trust_domain),
         identities,
         outbound: metrics.traffic(Direction::outbound),
         inbound: metrics.traffic(Direction::inbound),
         metrics: metrics.clone(),
+        dns,
     });
     let workers = Workers::start(config.workers, &shared)?;
     let mut pods = Pods::new(shared, capture, config.capture.mode, &config.state_dir);

@@ -11,15 +11,19 @@ use std::{
 
 mod reassert;
 
+use redirect_common::ports;
+
 use super::record::{self, Record};
 use crate::{
-    capture::{self, Applied, Capture, CaptureError, Sockets},
+    capture::{self, Applied, Capture, CaptureError, Delivery, Sockets},
     config::Mode,
+    dns,
     identity::IdentityError,
     pod::{Pod, PodUid},
     proxy::{
         Listeners, PodContext, Shared, Workers, WorkersError, client_ip,
         site::{SiteId, Tenancy},
+        standpoint::Standpoint,
     },
     sys::netns::Netns,
 };
@@ -46,6 +50,7 @@ struct Place {
     tenancy: Tenancy,
     /// Of the listeners, and of the proxy's own connections for the pod.
     netns: Netns,
+    standpoint: Standpoint,
 }
 
 /// Why a pod is not captured.
@@ -174,21 +179,28 @@ impl Pods {
         workers: &Workers,
     ) -> Result<Applied, PodError> {
         let earlier = self.record(&pod)?;
-        // In node mode the app's answers pass the node anyway.
-        let client_ip = pod.options.preserve_client_ip && self.mode != Mode::Node;
-        if client_ip {
+        // On the node only one who is on the path of the app's answers can speak as the client.
+        let client_ip = pod.options.preserve_client_ip && place.standpoint != Standpoint::OnNode;
+        if client_ip && place.standpoint == Standpoint::Inside {
             client_ip::apply(netns)?;
         }
         let context = Arc::new(PodContext::new(
             pod,
             place.netns.clone(),
             client_ip,
+            place.standpoint,
             &self.shared.cluster_id,
         ));
         let pod = &context.pod;
         workers.join(place.site, &context).await?;
+        // Where pods share a namespace, a query does not tell whose it is.
+        let dns = pod.options.capture_dns && place.tenancy == Tenancy::OnePod;
+        if dns && let Err(error) = serve_dns(&context, workers).await {
+            workers.leave(place.site, &pod.uid, Duration::ZERO).await?;
+            return Err(error);
+        }
         let applied = match self.sites.get(&place.site) {
-            Some(listeners) => self.capture.apply(pod, netns, &sockets(listeners)),
+            Some(listeners) => self.capture.apply(pod, netns, &sockets(listeners, dns)),
             None => unreachable!("the site was opened before its pods are added"),
         };
         let applied = match applied {
@@ -223,6 +235,11 @@ impl Pods {
             site: SiteId(netns.inode()),
             tenancy,
             netns: netns.clone(),
+            standpoint: match (self.mode, self.capture.delivery()) {
+                (Mode::Node, Delivery::Assigned) => Standpoint::OnPath,
+                (Mode::Node, Delivery::Addressed) => Standpoint::OnNode,
+                _ => Standpoint::Inside,
+            },
         };
         let taken = self.captured.values().any(|other| {
             let alone = self.mode != Mode::Node && other.context.pod.cgroup_only.is_none();
@@ -240,10 +257,12 @@ impl Pods {
             return Ok(());
         }
         let listeners =
-            Listeners::open(&place.netns).map_err(|(port, source)| PodError::Listen {
-                port,
-                netns: place.netns.path(),
-                source,
+            Listeners::open(&place.netns, place.standpoint).map_err(|(port, source)| {
+                PodError::Listen {
+                    port,
+                    netns: place.netns.path(),
+                    source,
+                }
             })?;
         workers.open(place.site, place.tenancy, &listeners).await?;
         self.sites.insert(place.site, listeners);
@@ -372,11 +391,21 @@ impl Pods {
     }
 }
 
-fn sockets(listeners: &Listeners) -> Sockets<'_> {
+async fn serve_dns(context: &Arc<PodContext>, workers: &Workers) -> Result<(), PodError> {
+    let sockets = dns::Sockets::open(&context.netns).map_err(|source| PodError::Listen {
+        port: ports::DNS,
+        netns: context.netns.path(),
+        source,
+    })?;
+    Ok(workers.serve_dns(context, sockets).await?)
+}
+
+fn sockets(listeners: &Listeners, dns: bool) -> Sockets<'_> {
     Sockets {
         outbound: listeners.outbound.as_fd(),
         inbound_plaintext: listeners.inbound_plaintext.as_fd(),
         hbone: listeners.hbone.as_fd(),
+        dns,
     }
 }
 
@@ -411,7 +440,13 @@ fn clean_record(path: &Path) -> anyhow::Result<()> {
     let Some(record) = Record::read(path)? else {
         return Ok(());
     };
-    if let Ok(netns) = Netns::open(&record.netns) {
+    let enters = record
+        .backends
+        .iter()
+        .any(|name| capture::enters_pods(name));
+    if let Ok(netns) = Netns::open(&record.netns)
+        && enters
+    {
         let cleaned = record.backends.iter();
         let cleaned = cleaned.map(|backend| capture::clean_netns(&netns, backend));
         let cleaned: Vec<_> = cleaned.collect();

@@ -9,8 +9,11 @@ use std::{
 };
 
 use crate::{
-    config::{Backend, CaptureConfig},
-    orig_dst::OrigDstResolver,
+    config::{Backend, CaptureConfig, Mode},
+    orig_dst::{
+        OrigDstResolver,
+        dns::{DnsServers, NoDnsServers},
+    },
     pod::{Pod, PodUid},
     sys::{cgroup::CgroupError, netns::Netns},
 };
@@ -56,6 +59,11 @@ pub trait Capture: Send {
     /// How accepted sockets tell their original destination under this backend.
     fn resolver(&self) -> Arc<dyn OrigDstResolver>;
 
+    /// How the proxy learns which DNS server an app asked by UDP under this backend.
+    fn dns_servers(&self) -> Arc<dyn DnsServers> {
+        Arc::new(NoDnsServers)
+    }
+
     fn name(&self) -> &'static str;
 
     /// A reader of what the programs counted, for metrics.
@@ -63,9 +71,23 @@ pub trait Capture: Send {
         Arc::new(Vec::new)
     }
 
+    /// How connections come to the proxy that listens on the node (mode `node`).
+    fn delivery(&self) -> Delivery {
+        Delivery::Addressed
+    }
+
     /// Begins what goes on beside the pods: to log decisions, where the configuration asks for it, and to follow changes on the
     /// node. Called once, inside the daemon's runtime.
     fn start(&mut self) {}
+}
+
+/// How captured connections come to the proxy's listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// They are addressed to them.
+    Addressed,
+    /// They bear their own addresses, and are given to the listeners all the same.
+    Assigned,
 }
 
 /// The proxy's listening sockets for one pod.
@@ -74,6 +96,8 @@ pub struct Sockets<'a> {
     pub outbound: BorrowedFd<'a>,
     pub inbound_plaintext: BorrowedFd<'a>,
     pub hbone: BorrowedFd<'a>,
+    /// Whether the proxy answers DNS queries there, by UDP and TCP: then, and only then, they are captured.
+    pub dns: bool,
 }
 
 /// Reads how often each verdict was given, and why.
@@ -124,13 +148,16 @@ pub fn open(
             proxy: own()?.to_owned(),
             exempt_uid: config.exempt_uid,
             probers: config.probers.clone(),
-            dns: false,
+            dns: config.mode != Mode::Node,
         };
         let capture = netfilter::NetfilterCapture::new(tool, &setting)?;
         Ok(Box::new(capture))
     };
     match config.backend {
         Backend::Auto => open(&choose_backend(config.clone())?, cgroup),
+        Backend::Ebpf if config.mode == Mode::Node => {
+            Ok(Box::new(ebpf::node::NodeCapture::load(config, own()?)?))
+        }
         Backend::Ebpf => Ok(Box::new(ebpf::EbpfCapture::load(config, own()?)?)),
         Backend::Iptables => by_rules(netfilter::Tool::of(config.iptables)),
         Backend::Nftables => by_rules(netfilter::Tool::Nftables),
@@ -146,10 +173,18 @@ pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
 
 /// Takes back what captures of a backend leave in a pod's network namespace, for a namespace whose pod nobody remembers.
 pub fn clean_netns(netns: &Netns, backend: &str) -> Result<(), CaptureError> {
+    if !enters_pods(backend) {
+        return Ok(());
+    }
     match is_by_rules(backend) {
         true => netfilter::clean(netns).map(drop),
         false => ebpf::clean_netns(netns),
     }
+}
+
+/// Whether captures of a backend leave anything inside of pods.
+pub fn enters_pods(backend: &str) -> bool {
+    backend != ebpf::node::NAME
 }
 
 /// The same where the backend `now` has captured the pod since then, and nothing of that may go.

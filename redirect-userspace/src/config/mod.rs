@@ -1,6 +1,7 @@
 //! The daemon's configuration, resolved once from file, environment and flags.
 
 mod clashes;
+mod dns;
 mod pods;
 mod read;
 mod sections;
@@ -38,6 +39,7 @@ pub struct Config {
     pub capture: CaptureConfig,
     pub proxy: ProxyConfig,
     pub hbone: HboneConfig,
+    pub dns: DnsConfig,
     pub identity: IdentityConfig,
     pub admin: AdminConfig,
     pub log: LogConfig,
@@ -232,6 +234,24 @@ pub struct HboneConfig {
     pub ping_timeout: Duration,
     /// A tunnel without streams is closed after this.
     pub idle_timeout: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DnsConfig {
+    /// Whether pods' DNS queries go through the proxy. If not, no pod's do.
+    pub enabled: bool,
+    /// The domain below which the cluster's services have their names.
+    pub domain: String,
+    /// For how long clients may keep what is answered from the workload data.
+    pub ttl: Duration,
+    /// How long a server may take to answer.
+    pub timeout: Duration,
+    /// Answers of servers that are kept, per pod; 0 keeps none.
+    pub cache_size: usize,
+    /// Queries of one pod that wait for servers.
+    pub max_in_flight_per_pod: usize,
+    /// The server to ask where it is not known which one the app addressed; without one, such queries fail.
+    pub upstream: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

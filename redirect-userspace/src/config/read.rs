@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     Backend, CaptureConfig, Config, Flags, Host, IdentityConfig, IptablesVariant, LogConfig,
-    LogFormat, Mode, pods,
+    LogFormat, Mode, dns, pods,
     sections::{admin, duration, hbone, probers, proxy},
 };
 use crate::{
@@ -67,13 +67,14 @@ impl Reader<'_> {
         let capture = section(f, "capture", |f| self.capture(f));
         let proxy = section(f, "proxy", |f| Some(proxy(f)));
         let hbone = section(f, "hbone", hbone);
+        let dns = section(f, "dns", dns::read);
         let identity = f.required("identity").and_then(|node| self.identity(&node));
         let mode = capture
             .as_ref()
             .map_or(Mode::Shared, |capture| capture.mode);
         let admin = section(f, "admin", |f| admin(f, mode));
         let log = self.log();
-        let pods = match (f.optional("pods"), &trust_domain) {
+        let mut pods = match (f.optional("pods"), &trust_domain) {
             (Some(list), Some(trust_domain)) => pods::read(&list, trust_domain, mode),
             // The trust domain's mistake is known; the pods' shall be, too.
             (Some(list), None) => pods::read(&list, "cluster.local", mode),
@@ -83,6 +84,10 @@ impl Reader<'_> {
             }
             (None, _) => Vec::new(),
         };
+        if dns.as_ref().is_some_and(|dns| !dns.enabled) {
+            pods.iter_mut()
+                .for_each(|pod| pod.options.capture_dns = false);
+        }
         fields.end();
         Some(Config {
             node: node?,
@@ -95,6 +100,7 @@ impl Reader<'_> {
             capture: capture?,
             proxy: proxy?,
             hbone: hbone?,
+            dns: dns?,
             identity: identity?,
             admin: admin?,
             log: log?,

@@ -95,7 +95,7 @@ pub(super) fn duration(
         .unwrap_or(default)
 }
 
-fn count(f: &mut Fields<'_>, name: &'static str, default: usize, most: u32) -> usize {
+pub(super) fn count(f: &mut Fields<'_>, name: &'static str, default: usize, most: u32) -> usize {
     f.optional(name)
         .and_then(|node| node.integer(1..=most))
         .map_or(default, |n| n as usize)

@@ -86,6 +86,15 @@ fn the_defaults_are_those_of_the_manual() {
             ping_timeout: Duration::from_secs(20),
             idle_timeout: Duration::from_secs(300),
         },
+        dns: DnsConfig {
+            enabled: true,
+            domain: "cluster.local".into(),
+            ttl: Duration::from_secs(30),
+            timeout: Duration::from_secs(4),
+            cache_size: 1000,
+            max_in_flight_per_pod: 512,
+            upstream: None,
+        },
         identity: IdentityConfig::DevCa {
             dir: "/ca".into(),
             ttl: Duration::from_secs(86_400),
@@ -116,6 +125,7 @@ capture: {backend: none, iptables: legacy, bpffs: /bpf, cgroup: /cg/me, events: 
 proxy: {hold: 0s, connectTimeout: 500ms, drain: 2m, maxConnectionsPerPod: 10}
 hbone: {streamWindow: 64KiB, maxStreamsPerTunnel: 7, maxTunnelsPerPeer: 8, maxInboundTunnels: 9, maxHandshakesPerSource: 10,
   handshakeTimeout: 1s, pingInterval: 2s, pingTimeout: 3s, idleTimeout: 1h}
+dns: {enabled: true, domain: Example.ORG., ttl: 0s, timeout: 1s, cacheSize: 0, maxInFlightPerPod: 3, upstream: "[fd00::a]:53"}
 identity: {source: devCa, dir: /ca, ttl: 2s}
 admin: {metrics: null, readiness: "[::1]:9000"}
 pods:
@@ -187,6 +197,16 @@ fn every_field_is_read() {
         idle_timeout: Duration::from_secs(3600),
     };
     assert_eq!(config.hbone, hbone);
+    let dns = DnsConfig {
+        enabled: true,
+        domain: "example.org".into(),
+        ttl: Duration::ZERO,
+        timeout: Duration::from_secs(1),
+        cache_size: 0,
+        max_in_flight_per_pod: 3,
+        upstream: Some("[fd00::a]:53".parse().unwrap()),
+    };
+    assert_eq!(config.dns, dns);
     assert_eq!(
         config.identity,
         IdentityConfig::DevCa {
@@ -563,4 +583,22 @@ fn a_hopeless_file_gets_a_bounded_answer() {
         (found.len(), found.last().unwrap().as_str()),
         (201, "and more; these were enough")
     );
+}
+
+#[test]
+fn dns_can_be_switched_off_for_all_pods_and_its_domain_is_a_domain() {
+    let pod = "pods: [{name: a, namespace: b, serviceAccount: c, netns: /n, cgroup: /c, ips: [10.0.0.1]}]";
+    for (dns, captured) in [("{}", true), ("{enabled: false}", false)] {
+        let config = parse(&format!("{LEAST}dns: {dns}\n{pod}")).unwrap();
+        assert_eq!(config.pods[0].options.capture_dns, captured);
+    }
+    for domain in ["\"\"", ".", "a..b", "a b", "ä.example"] {
+        let found = mistakes_of(&format!("dns: {{domain: {domain}}}"));
+        assert!(
+            found.len() == 1 && found[0].contains("dns.domain"),
+            "{found:?}"
+        );
+    }
+    let found = mistakes_of("dns: {cacheSize: -1, upstream: 10.0.0.1, timeout: 0s}");
+    assert_eq!(found.len(), 3, "{found:?}");
 }

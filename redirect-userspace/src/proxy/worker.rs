@@ -6,8 +6,12 @@ use std::{
     io,
     net::SocketAddr,
     num::NonZeroUsize,
+    ops::Range,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -28,7 +32,7 @@ use super::{
     running_pod::RunningPod,
     site::{Members, SiteId, Tenancy},
 };
-use crate::{hbone::pool::Pool, pod::PodUid, sys::memory};
+use crate::{dns, hbone::pool::Pool, pod::PodUid, sys::memory};
 
 /// Destinations that are counted; forgetting them all now and then only starts the counts again.
 const MAX_PICKS: usize = 4096;
@@ -44,6 +48,8 @@ pub struct Workers {
     threads: Vec<JoinHandle<()>>,
     commands: Vec<mpsc::UnboundedSender<Told>>,
     drain: watch::Sender<bool>,
+    /// Pods whose DNS queries are answered, so far: each worker serves some.
+    dns: AtomicUsize,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +70,7 @@ enum Command {
     Join(SiteId, Arc<PodContext>),
     Leave(SiteId, PodUid, Duration),
     Close(SiteId),
+    ServeDns(Arc<PodContext>, dns::Sockets),
 }
 
 type Told = (Command, oneshot::Sender<io::Result<()>>);
@@ -86,6 +93,7 @@ impl Workers {
             threads,
             commands,
             drain,
+            dns: AtomicUsize::new(0),
         })
     }
 
@@ -128,18 +136,38 @@ impl Workers {
         self.tell(|| Some(Command::Close(site))).await
     }
 
+    /// Answers the pod's DNS queries until it leaves: on one worker, which so has all that the pod's cache knows.
+    pub async fn serve_dns(
+        &self,
+        context: &Arc<PodContext>,
+        sockets: dns::Sockets,
+    ) -> Result<(), WorkersError> {
+        let turn = self.dns.fetch_add(1, Ordering::Relaxed) % self.commands.len();
+        let mut command = Some(Command::ServeDns(context.clone(), sockets));
+        self.tell_some(turn..turn + 1, || command.take()).await
+    }
+
     /// Tells each worker a command, and waits until all have done it.
-    async fn tell(&self, mut command: impl FnMut() -> Option<Command>) -> Result<(), WorkersError> {
+    async fn tell(&self, command: impl FnMut() -> Option<Command>) -> Result<(), WorkersError> {
+        self.tell_some(0..self.commands.len(), command).await
+    }
+
+    async fn tell_some(
+        &self,
+        workers: Range<usize>,
+        mut command: impl FnMut() -> Option<Command>,
+    ) -> Result<(), WorkersError> {
         let mut answers = Vec::new();
-        for (index, worker) in self.commands.iter().enumerate() {
+        for index in workers {
+            let worker = &self.commands[index];
             let (answer, answered) = oneshot::channel();
             let Some(command) = command() else { break };
             worker
                 .send((command, answer))
                 .map_err(|_| WorkersError::Ended(index))?;
-            answers.push(answered);
+            answers.push((index, answered));
         }
-        for (index, answer) in answers.into_iter().enumerate() {
+        for (index, answer) in answers {
             answer
                 .await
                 .map_err(|_| WorkersError::Ended(index))?
@@ -262,6 +290,7 @@ async fn serve(
         worker: worker.clone(),
         pods: pods.clone(),
         open: HashMap::new(),
+        dns: HashMap::new(),
     };
     let mut sweep = tokio::time::interval(SWEEP.min(worker.shared.hbone.idle_timeout));
     loop {
@@ -279,7 +308,7 @@ async fn serve(
             }
         }
     }
-    // Stops the accept loops; the pods stay, for connections that are being opened.
+    // Stops the accept loops; the pods stay, for connections that are being opened, and DNS goes on for those that stand.
     sites.open.clear();
     for pod in pods.borrow().values() {
         pod.stop();
@@ -305,6 +334,8 @@ struct Sites {
     worker: Rc<Worker>,
     pods: Pods,
     open: HashMap<SiteId, OpenSite>,
+    /// Pods whose DNS queries this worker answers; dropping the sender ends that.
+    dns: HashMap<PodUid, watch::Sender<bool>>,
 }
 
 impl Sites {
@@ -323,6 +354,7 @@ impl Sites {
                 site.members.borrow_mut().join(pod);
             }
             Command::Leave(id, uid, drain) => {
+                self.dns.remove(&uid);
                 if let Some(site) = self.open.get(&id) {
                     site.members.borrow_mut().leave(&uid);
                 }
@@ -333,6 +365,17 @@ impl Sites {
                 self.worker.pool.remove(&uid);
             }
             Command::Close(id) => drop(self.open.remove(&id)),
+            Command::ServeDns(context, sockets) => {
+                let stop = watch::Sender::new(false);
+                let client = dns::Client {
+                    pod: context.pod.uid.clone(),
+                    namespace: context.pod.namespace.clone(),
+                    ips: context.pod.ips.clone(),
+                    netns: context.netns.clone(),
+                };
+                dns::serve(&self.worker.shared.dns, client, sockets, stop.subscribe())?;
+                self.dns.insert(context.pod.uid.clone(), stop);
+            }
         }
         Ok(())
     }

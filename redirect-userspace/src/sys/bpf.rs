@@ -44,6 +44,10 @@ pub enum CgroupHook {
     Bind6 = 9,
     Connect4 = 10,
     Connect6 = 11,
+    Sendmsg4 = 14,
+    Sendmsg6 = 15,
+    Recvmsg4 = 19,
+    Recvmsg6 = 20,
     Getsockopt = 21,
     Setsockopt = 22,
     Getpeername4 = 29,
@@ -54,6 +58,7 @@ pub enum CgroupHook {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum TcxHook {
+    Ingress = 46,
     Egress = 47,
 }
 

@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod bpf_probe;
 pub mod bpffs;
 pub mod cgroup;
+pub mod datagram;
 pub mod memory;
 pub mod netns;
 pub mod socket;

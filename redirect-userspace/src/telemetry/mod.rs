@@ -34,6 +34,15 @@ pub struct FailureLabels {
     pub reason: &'static str,
 }
 
+/// What became of a DNS query.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DnsLabels {
+    pub transport: &'static str,
+    /// Whose answer it is.
+    pub by: &'static str,
+    pub result: &'static str,
+}
+
 /// All counters of the proxy.
 pub struct Metrics {
     pub opened: Family<DirectionLabel, Counter>,
@@ -42,6 +51,7 @@ pub struct Metrics {
     pub received_bytes: Family<DirectionLabel, Counter>,
     pub failed: Family<FailureLabels, Counter>,
     pub tunnels: Family<DirectionLabel, Gauge>,
+    pub dns_queries: Family<DnsLabels, Counter>,
     pub dev_ca: Gauge,
     pub pods: Gauge,
     pub pods_failed: Gauge,
@@ -92,6 +102,12 @@ impl Metrics {
             "HBONE tunnels that are open",
             tunnels.clone(),
         );
+        let dns_queries = Family::default();
+        registry.register(
+            "dns_queries",
+            "DNS queries of captured pods, by who answered and why not",
+            dns_queries.clone(),
+        );
         let dev_ca = Gauge::<i64, AtomicI64>::default();
         registry.register(
             "dev_ca",
@@ -125,6 +141,7 @@ impl Metrics {
             received_bytes,
             failed,
             tunnels,
+            dns_queries,
             dev_ca,
             pods,
             pods_failed,
@@ -160,6 +177,16 @@ impl Metrics {
     pub fn failed(&self, direction: Direction, reason: &'static str) {
         self.failed
             .get_or_create(&FailureLabels { direction, reason })
+            .inc();
+    }
+
+    pub fn dns_query(&self, transport: &'static str, by: &'static str, result: &'static str) {
+        self.dns_queries
+            .get_or_create(&DnsLabels {
+                transport,
+                by,
+                result,
+            })
             .inc();
     }
 

@@ -15,6 +15,8 @@ pub struct Workloads {
     by_address: HashMap<IpAddr, Vec<Arc<Workload>>>,
     by_vip: HashMap<IpAddr, Vec<Arc<Service>>>,
     by_hostname: HashMap<Arc<str>, Vec<Arc<Service>>>,
+    /// By their DNS names, in lower case.
+    by_workload_hostname: HashMap<String, Vec<Arc<Workload>>>,
     /// Services with a range of virtual addresses; rare, so searched in order.
     with_cidr: Vec<Arc<Service>>,
 }
@@ -33,6 +35,16 @@ impl Workloads {
             warnings,
             ..Self::default()
         };
+        let named = new
+            .workloads
+            .iter()
+            .filter(|workload| !workload.hostname.is_empty());
+        for workload in named {
+            new.by_workload_hostname
+                .entry(workload.hostname.to_ascii_lowercase())
+                .or_default()
+                .push(workload.clone());
+        }
         for workload in new
             .workloads
             .iter()
@@ -111,6 +123,15 @@ impl Workloads {
     /// The services with a host name, which are in different namespaces.
     pub fn services_named(&self, hostname: &str) -> &[Arc<Service>] {
         self.by_hostname.get(hostname).map_or(&[], Vec::as_slice)
+    }
+
+    /// The workloads with a DNS name of their own, given in lower case, that have addresses too.
+    pub fn workloads_named(&self, hostname: &str) -> impl Iterator<Item = &Arc<Workload>> {
+        let named = self.by_workload_hostname.get(hostname);
+        named
+            .into_iter()
+            .flatten()
+            .filter(|workload| !workload.ips.is_empty())
     }
 
     pub fn service_by_key(&self, key: &NamespacedHostname) -> Option<&Arc<Service>> {

@@ -65,6 +65,13 @@ impl Service {
             .filter(|port| *port != 0)
     }
 
+    /// The endpoints that may be used now.
+    pub fn ready(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints
+            .iter()
+            .filter(|endpoint| self.includes(endpoint))
+    }
+
     fn includes(&self, endpoint: &Endpoint) -> bool {
         let all = self
             .load_balancer
@@ -76,11 +83,7 @@ impl Service {
     /// Fills `targets` from `endpoints`.
     pub(super) fn plan_targets(&mut self) {
         let mut planned = BTreeMap::<u16, Vec<Targets>>::new();
-        for endpoint in self
-            .endpoints
-            .iter()
-            .filter(|endpoint| self.includes(endpoint))
-        {
+        for endpoint in self.ready() {
             let workload = &endpoint.workload;
             let v4 = workload.ips.iter().find(|ip| ip.is_ipv4()).copied();
             let v6 = workload.ips.iter().find(|ip| ip.is_ipv6()).copied();

@@ -171,6 +171,7 @@ fn by_a_filter() {
         outbound: listener.as_fd(),
         inbound_plaintext: listener.as_fd(),
         hbone: listener.as_fd(),
+        dns: false,
     };
     let apply = |capture: &mut EbpfCapture| {
         capture

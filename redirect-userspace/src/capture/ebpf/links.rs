@@ -42,13 +42,17 @@ const fn hook(kind: CgroupHook, pin: &'static str, program: &'static str) -> Hoo
 
 /// On a pod's cgroup and network namespace, in the order of attaching: connections are steered only when all that follows is
 /// ready for them.
-pub const POD_HOOKS: [Hook; 9] = [
+pub const POD_HOOKS: [Hook; 13] = [
     hook(CgroupHook::Bind4, "bind4", "rdr_bind4"),
     hook(CgroupHook::Bind6, "bind6", "rdr_bind6"),
     hook(CgroupHook::Setsockopt, "setsockopt", "rdr_setsockopt"),
     hook(CgroupHook::SockOps, "sock_ops", "rdr_pod_ops"),
     hook(CgroupHook::Getpeername4, "getpeername4", "rdr_peername4"),
     hook(CgroupHook::Getpeername6, "getpeername6", "rdr_peername6"),
+    hook(CgroupHook::Recvmsg4, "recvmsg4", "rdr_recvmsg4"),
+    hook(CgroupHook::Recvmsg6, "recvmsg6", "rdr_recvmsg6"),
+    hook(CgroupHook::Sendmsg4, "sendmsg4", "rdr_sendmsg4"),
+    hook(CgroupHook::Sendmsg6, "sendmsg6", "rdr_sendmsg6"),
     Hook {
         kind: Kind::Netns,
         pin: "sk_lookup",

@@ -10,9 +10,10 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use redirect_common::maps::names;
+use redirect_common::maps::{names, pod_flags};
 
 use self::{
+    dns::DnsMap,
     guard::{AttachBy, Guard},
     inbound::Inbound,
     links::{PROXY_HOOKS, Targets},
@@ -26,19 +27,21 @@ use self::{
 use super::{Applied, Capture, CaptureError, Repair, Sockets, VerdictCounters, older};
 use crate::{
     config::{CaptureConfig, Mode},
-    orig_dst::OrigDstResolver,
+    orig_dst::{OrigDstResolver, dns::DnsServers},
     pod::{Pod, PodUid},
     sys::{bpffs, cgroup::Cgroup, netns::Netns},
 };
 
 mod classifier;
 mod counters;
+mod dns;
 mod events;
 pub mod guard;
 mod inbound;
 mod links;
 pub mod needs;
 pub(super) mod netlink;
+pub mod node;
 mod object;
 mod pins;
 pub(super) mod prober;
@@ -61,6 +64,7 @@ pub struct EbpfCapture {
     /// Until it is on its own way.
     prober: Option<Prober>,
     resolver: Arc<AcceptedSockets>,
+    dns: Arc<DnsMap>,
     counters: VerdictCounters,
     /// `None` where the configuration wants no guard.
     guard: Option<Guard>,
@@ -91,6 +95,7 @@ impl EbpfCapture {
             object.map(names::ACCEPTED)?,
             numbers.clone(),
         )?);
+        let dns = Arc::new(DnsMap::open(&pins.map(names::DNS))?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         let own = Cgroup::open(cgroup)?;
         tables.set_proxy(own.id)?;
@@ -109,6 +114,7 @@ impl EbpfCapture {
             tables,
             inbound,
             resolver,
+            dns,
             counters,
             guard: has_guard.then(|| Guard::new(AttachBy::Link)),
             events: config.events,
@@ -151,8 +157,11 @@ impl EbpfCapture {
     ) -> Result<(), CaptureError> {
         route::add(subject.netns, &subject.pod.ips)?;
         reserved::add(subject.netns)?;
-        let is_guarded = self.is_guarded(subject.pod);
-        let number = self.tables.add(subject, is_guarded)?;
+        let flags = match self.is_guarded(subject.pod) {
+            true => pod_flags::GUARDED,
+            false => 0,
+        };
+        let number = self.tables.add(subject, flags, sockets.dns)?;
         self.numbers.insert(number, &subject.pod.uid);
         self.inbound.add(number, subject, sockets)
     }
@@ -305,6 +314,10 @@ impl Capture for EbpfCapture {
         self.resolver.clone()
     }
 
+    fn dns_servers(&self) -> Arc<dyn DnsServers> {
+        self.dns.clone()
+    }
+
     fn name(&self) -> &'static str {
         "ebpf"
     }
@@ -340,7 +353,9 @@ pub fn try_load() -> Result<(), CaptureError> {
 
 /// See [`super::uninstall`].
 pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
-    pins::remove_all(bpffs)
+    let node = node::leave(bpffs);
+    let removed = pins::remove_all(bpffs)?;
+    node.map(|()| removed)
 }
 
 /// See [`super::clean_netns`].

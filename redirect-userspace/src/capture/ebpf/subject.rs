@@ -55,7 +55,7 @@ impl<'a> Subject<'a> {
     }
 }
 
-fn netns_cookie(netns: &Netns) -> Result<u64, CaptureError> {
+pub fn netns_cookie(netns: &Netns) -> Result<u64, CaptureError> {
     netns
         .run(|| bpf::netns_cookie(UnixDatagram::unbound()?.as_fd()))
         .and_then(|cookie| cookie)

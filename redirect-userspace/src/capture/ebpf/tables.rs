@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use redirect_common::{
     Addr,
     maps::{
-        CgroupKey, FlowKey, List, MAX_FLOWS_PER_POD, MAX_PODS, NetKey, OrigDstEntry, OwnKey,
-        PodEntry, PortKey, Settings, names, pod_flags,
+        CgroupKey, DnsEntry, DnsKey, FlowKey, List, MAX_FLOWS_PER_POD, MAX_PODS, NetKey,
+        OrigDstEntry, OwnKey, PodEntry, PortKey, Settings, names, pod_flags,
     },
     ports,
 };
@@ -32,6 +32,7 @@ pub struct Tables {
     nets: LpmTrie<MapData, Plain<NetKey>, u8>,
     exempt_cgroups: Table<CgroupKey, u8>,
     flows: Table<FlowKey, Plain<OrigDstEntry>>,
+    dns: Table<DnsKey, Plain<DnsEntry>>,
     settings: Array<MapData, Plain<Settings>>,
     proxies: HashMap<MapData, u64, u8>,
 }
@@ -46,6 +47,7 @@ impl Tables {
             nets: typed(object, names::NETS)?,
             exempt_cgroups: typed(object, names::EXEMPT_CGROUPS)?,
             flows: typed(object, names::FLOWS)?,
+            dns: typed(object, names::DNS)?,
             settings: typed(object, names::SETTINGS)?,
             proxies: typed(object, names::PROXIES)?,
         })
@@ -85,15 +87,20 @@ impl Tables {
     }
 
     /// Tells the programs of a pod, or of what has changed about it, and returns the number by which they
-    /// know it.
-    pub fn add(&mut self, subject: &Subject<'_>, is_guarded: bool) -> Result<u32, CaptureError> {
+    /// know it. `dns`: its queries are captured.
+    pub fn add(
+        &mut self,
+        subject: &Subject<'_>,
+        flags: u32,
+        dns: bool,
+    ) -> Result<u32, CaptureError> {
         let (pod, netns_cookie) = (subject.pod, subject.netns_cookie);
         let known = self.pods.get(&netns_cookie, 0).map(|entry| entry.0).ok();
         let number = match known {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(subject, number, is_guarded);
+        let entry = entry(subject, number, flags, dns);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
@@ -154,6 +161,13 @@ impl Tables {
             &[],
         )?;
         self.replace_nets(number, &[])?;
+        let servers: Vec<_> = self.dns.keys().filter_map(Result::ok).collect();
+        for server in servers
+            .iter()
+            .filter(|server| server.0.netns_cookie == netns_cookie)
+        {
+            ignore_missing(self.dns.remove(server)).map_err(at(names::DNS, netns_cookie))?;
+        }
         let flows: Vec<_> = self.flows.keys().filter_map(Result::ok).collect();
         for flow in flows
             .iter()
@@ -215,7 +229,7 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(subject: &Subject<'_>, number: u32, is_guarded: bool) -> PodEntry {
+fn entry(subject: &Subject<'_>, number: u32, more_flags: u32, dns: bool) -> PodEntry {
     let pod = subject.pod;
     let options = &pod.options;
     let flags = [
@@ -246,15 +260,14 @@ fn entry(subject: &Subject<'_>, number: u32, is_guarded: bool) -> PodEntry {
             options.on_proxy_failure == OnProxyFailure::Pass,
             pod_flags::PASS_ON_FAILURE,
         ),
-        (is_guarded, pod_flags::GUARDED),
     ];
     PodEntry {
         v4: first(pod, true).map_or(Addr::UNSPECIFIED, Addr::from),
         v6: first(pod, false).map_or(Addr::UNSPECIFIED, Addr::from),
         pod: number,
-        flags: union(&flags),
+        flags: union(&flags) | more_flags,
         outbound_port: ports::OUTBOUND,
-        padding: 0,
+        dns_port: if dns { ports::DNS } else { 0 },
     }
 }
 

@@ -94,6 +94,7 @@ prop_compose! {
                 handshake_timeout: ms(connect), idle_timeout: ms(hold + 1),
                 ..parse(LEAST).unwrap().hbone
             },
+            dns: parse(LEAST).unwrap().dns,
             identity: match ttl {
                 Some(ttl) => IdentityConfig::DevCa { dir, ttl: ms(ttl) },
                 None => IdentityConfig::Files { dir },

@@ -3,6 +3,8 @@
 mod attack;
 mod capture_and_panic;
 mod connect;
+mod dns_ask;
+mod dns_serve;
 mod enter;
 mod hand_over;
 mod many;
@@ -45,6 +47,10 @@ enum Command {
     Ping(ping::Args),
     /// Several connections that check each byte of what an echo server returns.
     Stress(stress::Args),
+    /// DNS queries as resolvers of many kinds send them.
+    DnsAsk(dns_ask::Args),
+    /// A DNS server whose names say how they are answered.
+    DnsServe(dns_serve::Args),
     /// List what dead testbeds left; fails if there is anything.
     Leftovers,
     /// Capture the pods of a configuration as the daemon does, and panic.
@@ -68,6 +74,8 @@ fn main() -> ExitCode {
         Command::Talk(args) => talk::run(args),
         Command::Ping(args) => ping::run(args),
         Command::Stress(args) => stress::run(args),
+        Command::DnsAsk(args) => dns_ask::run(args),
+        Command::DnsServe(args) => dns_serve::run(args),
         Command::Leftovers => leftovers(),
         Command::CaptureAndPanic(args) => capture_and_panic::run(args),
         Command::LeaveATestbed => leave_a_testbed(),
