@@ -28,7 +28,7 @@ pub enum RulesCommand {
 #[derive(Debug, Args)]
 pub struct Print {
     #[command(flatten)]
-    rules: RuleFlags,
+    rules: Box<RuleFlags>,
 }
 
 /// Put the rules in force, in place of what was left of older ones
@@ -39,7 +39,7 @@ pub struct Apply {
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
-    rules: RuleFlags,
+    rules: Box<RuleFlags>,
 }
 
 /// Compare the rules that are in force with those that should be: content and order
@@ -50,7 +50,7 @@ pub struct Verify {
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
-    rules: RuleFlags,
+    rules: Box<RuleFlags>,
 }
 
 /// Remove all rules of ours, whichever tool has made them

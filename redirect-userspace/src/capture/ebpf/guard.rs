@@ -93,7 +93,8 @@ impl Guard {
             self.refuse_sends(pins, directory, cgroup, options)?;
         }
         remove_pins(directory, |name| {
-            !is_there(name) && !(refuses && name == ON_CGROUP)
+            let is_wanted = is_there(name) || (refuses && name == ON_CGROUP);
+            !is_wanted
         })
     }
 

@@ -54,7 +54,7 @@ fn unreadable(file: &str) -> io::Error {
     io::Error::other(format!("{file} is not as expected"))
 }
 
-/// `32768	60999`
+/// Of two numbers with a tab between them.
 fn parse_range(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
     let mut numbers = text.split_whitespace().map(str::parse);
     Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)

@@ -162,7 +162,7 @@ impl NetfilterCapture {
         let skipped = added.map(|pod| &pod.uid).or(removed);
         let others = self.pods.values().map(|captured| &captured.pod);
         let pods = others.filter(|pod| Some(&pod.uid) != skipped).chain(added);
-        Ok(node.apply(pods)?)
+        node.apply(pods)
     }
 }
 
