@@ -22,6 +22,7 @@ pub mod rules {
 }
 
 pub mod tcp_flags {
+    pub const FIN: u8 = 1 << 0;
     pub const SYN: u8 = 1 << 1;
     pub const RST: u8 = 1 << 2;
     pub const ACK: u8 = 1 << 4;

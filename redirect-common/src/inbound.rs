@@ -71,7 +71,7 @@ pub fn arrival(
 }
 
 #[inline(always)]
-fn to_pod(pod: &InboundEntry, arrival: &Arrival, lookups: &impl Lookups) -> Decision {
+pub fn to_pod(pod: &InboundEntry, arrival: &Arrival, lookups: &impl Lookups) -> Decision {
     let flow = &arrival.flow;
     if flow.dst_port == ports::INBOUND_HBONE && arrival.is_tcp {
         return Decision::Pass(Reason::Hbone);
@@ -107,7 +107,7 @@ fn to_pod(pod: &InboundEntry, arrival: &Arrival, lookups: &impl Lookups) -> Deci
 
 /// Why the pod's options let a connection pass.
 #[inline(always)]
-fn left_alone(pod: &InboundEntry, flow: &PassKey, lists: &impl Lists) -> Option<Reason> {
+pub fn left_alone(pod: &InboundEntry, flow: &PassKey, lists: &impl Lists) -> Option<Reason> {
     let has = |flag| pod.flags & flag != 0;
     let listed_port = |list| lists.has_port(list, pod.pod, flow.dst_port);
     let listed_net = |list| lists.has_net(list, pod.pod, &flow.src);

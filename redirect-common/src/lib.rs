@@ -15,6 +15,7 @@ pub mod guard;
 pub mod inbound;
 pub mod maps;
 pub mod mark;
+pub mod node;
 pub mod ports;
 
 pub use addr::Addr;

@@ -154,6 +154,14 @@ map_types! {
         pub target_port: u16,
     } size 48;
 
+    /// The only value of `rdr_node`: what mode `node` has made on the node.
+    pub struct NodeEntry {
+        /// The index of the interface where packets are delivered to the proxy.
+        pub device: u32,
+        /// Not 0: `net.ipv4.tcp_early_demux` was on before.
+        pub early_demux: u32,
+    } size 8;
+
     /// Key of `rdr_dns`: the local address that stands for a DNS server, in one namespace.
     pub struct DnsKey {
         pub netns_cookie: u64,
@@ -302,7 +310,10 @@ pub mod names {
     pub const PROXIES: &str = "rdr_proxies";
     pub const KNOWN: &str = "rdr_known";
 
-    pub const ALL: [&str; 20] = [
+    pub const NODE: &str = "rdr_node";
+    pub const NODE_PODS: &str = "rdr_node_pods";
+
+    pub const ALL: [&str; 22] = [
         PODS,
         PENDING,
         OWN,
@@ -323,5 +334,7 @@ pub mod names {
         BARRED,
         PROXIES,
         KNOWN,
+        NODE,
+        NODE_PODS,
     ];
 }

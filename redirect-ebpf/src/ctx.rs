@@ -19,6 +19,7 @@ use aya_ebpf::{
 use redirect_common::Addr;
 
 pub use packet::Packet;
+pub use segment::NodePacket;
 
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
@@ -39,6 +40,8 @@ macro_rules! set {
 
 // After the macros, which it uses.
 mod packet;
+mod reset;
+mod segment;
 
 /// Keeps the compiler from moving the last reads of two branches behind where they meet, as one read.
 #[inline(always)]

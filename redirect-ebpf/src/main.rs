@@ -35,6 +35,8 @@ mod lookups;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod node;
+#[cfg(target_arch = "bpf")]
 mod passing;
 #[cfg(target_arch = "bpf")]
 mod peername;

@@ -16,7 +16,8 @@ use redirect_common::{
         CgroupKey, DnsEntry, DnsKey, EVENTS_BYTES, FlowKey, InboundEntry, MAX_BARRED,
         MAX_DNS_SERVERS, MAX_EXEMPT_CGROUPS, MAX_FLOWS, MAX_INBOUND_ADDRESSES, MAX_NETS,
         MAX_OWN_ADDRESSES, MAX_PASSING, MAX_PASSING_PER_POD, MAX_PODS, MAX_PORTS, MAX_PROXIES,
-        NetKey, OrigDstEntry, OwnKey, PassEntry, PassKey, PodEntry, PortKey, Settings, SocketKind,
+        NetKey, NodeEntry, OrigDstEntry, OwnKey, PassEntry, PassKey, PodEntry, PortKey, Settings,
+        SocketKind,
     },
 };
 
@@ -99,6 +100,14 @@ pub static PROXIES: HashMap<u64, u8, { MAX_PROXIES as usize }> = HashMap::new();
 #[btf_map(name = "rdr_known")]
 pub static KNOWN: SkStorage<u32> = SkStorage::new();
 
+/// What mode `node` has made on the node.
+#[btf_map(name = "rdr_node")]
+pub static NODE: Array<NodeEntry, 1> = Array::new();
+
+/// Keys in `rdr_pods` by the index of the node's interface that leads to the pod.
+#[btf_map(name = "rdr_node_pods")]
+pub static NODE_PODS: HashMap<u32, u64, { MAX_PODS as usize }, ON_DEMAND> = HashMap::new();
+
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {
     SETTINGS.get(0)
@@ -159,6 +168,15 @@ pub fn remove_from_socket(map: &'static SkStorage<OrigDstEntry>, socket: *mut bp
     let map = core::ptr::from_ref(map).cast_mut().cast();
     // SAFETY: map and socket are what the kernel gave.
     unsafe { bpf_sk_storage_delete(map, socket.cast()) };
+}
+
+/// The proxy's socket for the pod, with a reference; null if there is none.
+#[inline(always)]
+pub fn listener(kind: SocketKind, pod: u32) -> *mut bpf_sock {
+    let place = kind.place(pod);
+    let map = core::ptr::from_ref(&SOCKETS).cast_mut().cast();
+    // SAFETY: the map and a key of its size.
+    unsafe { bpf_map_lookup_elem(map, core::ptr::from_ref(&place).cast()).cast() }
 }
 
 /// Whether the proxy has this socket for the pod.

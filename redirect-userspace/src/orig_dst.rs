@@ -33,6 +33,11 @@ pub struct OrigDst {
 pub trait OrigDstResolver: Send + Sync {
     fn resolve(&self, accepted: BorrowedFd<'_>) -> io::Result<Option<OrigDst>>;
 
+    /// Whether capture gives a connection another destination, so that its own address never is the answer.
+    fn rewrites(&self) -> bool {
+        true
+    }
+
     /// A short name for logs: `sk_storage`, `so_original_dst`.
     fn name(&self) -> &'static str;
 }
@@ -61,7 +66,10 @@ impl Chain {
         pod_ips: &[IpAddr],
     ) -> Option<OrigDst> {
         self.resolvers.iter().find_map(|resolver| match resolver.resolve(accepted) {
-            Ok(answer) => answer.filter(|answer| credible(answer.addr, local, pod_ips, &self.own_ports)),
+            Ok(answer) => answer.filter(|answer| {
+                let local = resolver.rewrites().then_some(local);
+                credible(answer.addr, local, pod_ips, &self.own_ports)
+            }),
             Err(error) => {
                 tracing::debug!(resolver = resolver.name(), %error, "original destination could not be asked");
                 None
@@ -76,14 +84,14 @@ impl Chain {
 /// or any port of the proxy on the pod, would make the proxy connect to itself.
 pub fn credible(
     candidate: SocketAddr,
-    local: SocketAddr,
+    local: Option<SocketAddr>,
     pod_ips: &[IpAddr],
     own_ports: &[u16],
 ) -> bool {
-    let (candidate, local) = (canonical(candidate), canonical(local));
+    let (candidate, local) = (canonical(candidate), local.map(canonical));
     let ours = own_ports.contains(&candidate.port())
         && (pod_ips.contains(&candidate.ip()) || candidate.ip().is_loopback());
-    candidate != local && candidate.port() != 0 && !candidate.ip().is_unspecified() && !ours
+    Some(candidate) != local && candidate.port() != 0 && !candidate.ip().is_unspecified() && !ours
 }
 
 /// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST`: what netfilter's REDIRECT leaves in conntrack.
@@ -139,6 +147,10 @@ impl OrigDstResolver for LocalAddress {
         }))
     }
 
+    fn rewrites(&self) -> bool {
+        false
+    }
+
     fn name(&self) -> &'static str {
         "local_address"
     }
@@ -166,7 +178,7 @@ mod tests {
         ] {
             let credible = credible(
                 candidate.parse().unwrap(),
-                local,
+                Some(local),
                 &pod,
                 &[15001, 15006, 15008],
             );

@@ -65,6 +65,9 @@ fn this_machine_can_do_ebpf() {
     for name in [
         "connect4",
         "sock_ops",
+        "sk_lookup",
+        "links to namespaces",
+        "tcx or clsact",
         "netns_cookie in sock_ops",
         "sk_storage map",
         "links to cgroups",

@@ -15,7 +15,7 @@ use redirect_common::ports;
 
 use super::record::{self, Record};
 use crate::{
-    capture::{self, Applied, Capture, CaptureError, Sockets},
+    capture::{self, Applied, Capture, CaptureError, Delivery, Sockets},
     config::Mode,
     dns,
     identity::IdentityError,
@@ -23,6 +23,7 @@ use crate::{
     proxy::{
         Listeners, PodContext, Shared, Workers, WorkersError, client_ip,
         site::{SiteId, Tenancy},
+        standpoint::Standpoint,
     },
     sys::netns::Netns,
 };
@@ -49,6 +50,7 @@ struct Place {
     tenancy: Tenancy,
     /// Of the listeners, and of the proxy's own connections for the pod.
     netns: Netns,
+    standpoint: Standpoint,
 }
 
 /// Why a pod is not captured.
@@ -177,15 +179,16 @@ impl Pods {
         workers: &Workers,
     ) -> Result<Applied, PodError> {
         let earlier = self.record(&pod)?;
-        // In node mode the app's answers pass the node anyway.
-        let client_ip = pod.options.preserve_client_ip && self.mode != Mode::Node;
-        if client_ip {
+        // On the node only one who is on the path of the app's answers can speak as the client.
+        let client_ip = pod.options.preserve_client_ip && place.standpoint != Standpoint::OnNode;
+        if client_ip && place.standpoint == Standpoint::Inside {
             client_ip::apply(netns)?;
         }
         let context = Arc::new(PodContext::new(
             pod,
             place.netns.clone(),
             client_ip,
+            place.standpoint,
             &self.shared.cluster_id,
         ));
         let pod = &context.pod;
@@ -232,6 +235,11 @@ impl Pods {
             site: SiteId(netns.inode()),
             tenancy,
             netns: netns.clone(),
+            standpoint: match (self.mode, self.capture.delivery()) {
+                (Mode::Node, Delivery::Assigned) => Standpoint::OnPath,
+                (Mode::Node, Delivery::Addressed) => Standpoint::OnNode,
+                _ => Standpoint::Inside,
+            },
         };
         let taken = self.captured.values().any(|other| {
             let alone = self.mode != Mode::Node && other.context.pod.cgroup_only.is_none();
@@ -249,10 +257,12 @@ impl Pods {
             return Ok(());
         }
         let listeners =
-            Listeners::open(&place.netns).map_err(|(port, source)| PodError::Listen {
-                port,
-                netns: place.netns.path(),
-                source,
+            Listeners::open(&place.netns, place.standpoint).map_err(|(port, source)| {
+                PodError::Listen {
+                    port,
+                    netns: place.netns.path(),
+                    source,
+                }
             })?;
         workers.open(place.site, place.tenancy, &listeners).await?;
         self.sites.insert(place.site, listeners);
@@ -430,7 +440,13 @@ fn clean_record(path: &Path) -> anyhow::Result<()> {
     let Some(record) = Record::read(path)? else {
         return Ok(());
     };
-    if let Ok(netns) = Netns::open(&record.netns) {
+    let enters = record
+        .backends
+        .iter()
+        .any(|name| capture::enters_pods(name));
+    if let Ok(netns) = Netns::open(&record.netns)
+        && enters
+    {
         let cleaned = record.backends.iter();
         let cleaned = cleaned.map(|backend| capture::clean_netns(&netns, backend));
         let cleaned: Vec<_> = cleaned.collect();

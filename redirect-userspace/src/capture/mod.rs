@@ -71,9 +71,23 @@ pub trait Capture: Send {
         Arc::new(Vec::new)
     }
 
+    /// How connections come to the proxy that listens on the node (mode `node`).
+    fn delivery(&self) -> Delivery {
+        Delivery::Addressed
+    }
+
     /// Begins what goes on beside the pods: to log decisions, where the configuration asks for it, and to follow changes on the
     /// node. Called once, inside the daemon's runtime.
     fn start(&mut self) {}
+}
+
+/// How captured connections come to the proxy's listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// They are addressed to them.
+    Addressed,
+    /// They bear their own addresses, and are given to the listeners all the same.
+    Assigned,
 }
 
 /// The proxy's listening sockets for one pod.
@@ -141,6 +155,9 @@ pub fn open(
     };
     match config.backend {
         Backend::Auto => open(&choose_backend(config.clone())?, cgroup),
+        Backend::Ebpf if config.mode == Mode::Node => {
+            Ok(Box::new(ebpf::node::NodeCapture::load(config, own()?)?))
+        }
         Backend::Ebpf => Ok(Box::new(ebpf::EbpfCapture::load(config, own()?)?)),
         Backend::Iptables => by_rules(netfilter::Tool::of(config.iptables)),
         Backend::Nftables => by_rules(netfilter::Tool::Nftables),
@@ -156,10 +173,18 @@ pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
 
 /// Takes back what captures of a backend leave in a pod's network namespace, for a namespace whose pod nobody remembers.
 pub fn clean_netns(netns: &Netns, backend: &str) -> Result<(), CaptureError> {
+    if !enters_pods(backend) {
+        return Ok(());
+    }
     match is_by_rules(backend) {
         true => netfilter::clean(netns).map(drop),
         false => ebpf::clean_netns(netns),
     }
+}
+
+/// Whether captures of a backend leave anything inside of pods.
+pub fn enters_pods(backend: &str) -> bool {
+    backend != ebpf::node::NAME
 }
 
 /// The same where the backend `now` has captured the pod since then, and nothing of that may go.

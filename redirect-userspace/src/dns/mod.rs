@@ -71,7 +71,7 @@ impl Sockets {
     pub fn open(netns: &Netns) -> io::Result<Self> {
         Ok(Self {
             udp: datagram::listen(netns, ports::DNS)?,
-            tcp: socket::listen(netns, ports::DNS)?,
+            tcp: socket::listen(netns, ports::DNS, socket::ListenOptions::default())?,
         })
     }
 }

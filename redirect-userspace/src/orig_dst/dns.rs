@@ -63,7 +63,7 @@ impl ServerChain {
         let found = self.ways.iter().find_map(|(name, way)| match way.find(client, local) {
             Ok(server) => {
                 let server = server.map(canonical)?;
-                super::credible(server, local, pod_ips, &self.own_ports).then_some(server)
+                super::credible(server, Some(local), pod_ips, &self.own_ports).then_some(server)
             }
             Err(error) => {
                 tracing::debug!(way = name, %error, "the asked DNS server could not be learned");

@@ -7,8 +7,7 @@ use std::{
 
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{PodContext, client_ip, connector, worker::Worker};
-use crate::sys::socket::ClientOptions;
+use super::{PodContext, connector, standpoint::Standpoint, worker::Worker};
 
 /// Why an app could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -38,15 +37,10 @@ pub async fn connect(
     client: IpAddr,
     app: SocketAddr,
 ) -> Result<TcpStream, AppError> {
-    let options = if context.client_ip && client.is_ipv4() == app.is_ipv4() {
-        ClientOptions {
-            bind: Some(client),
-            transparent: true,
-            mark: Some(client_ip::MARK),
-        }
-    } else {
-        ClientOptions::default()
-    };
+    // An app answers its own pod's address within the pod, where nobody waits for that.
+    let is_itself = context.standpoint != Standpoint::Inside && client == app.ip();
+    let as_client = context.client_ip && client.is_ipv4() == app.is_ipv4() && !is_itself;
+    let options = context.standpoint.to_app(as_client.then_some(client));
     let connecting = connector::connect(&context.netns, app, options);
     timeout(worker.shared.proxy.connect_timeout, connecting)
         .await

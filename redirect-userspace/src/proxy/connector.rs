@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Shared, worker::Pods};
+use super::{Shared, standpoint::Standpoint, worker::Pods};
 use crate::{
     hbone::{
         HboneError,
@@ -33,17 +33,16 @@ impl TunnelConnector {
 
 impl Connector for TunnelConnector {
     fn connect(&self, key: &PoolKey) -> impl Future<Output = Result<Tunnel, HboneError>> + 'static {
-        let netns = self
-            .pods
-            .borrow()
-            .get(&key.pod)
-            .map(|running| running.context.netns.clone());
+        let from = self.pods.borrow().get(&key.pod).map(|running| {
+            let context = &running.context;
+            (context.netns.clone(), context.standpoint)
+        });
         let (shared, key) = (self.shared.clone(), key.clone());
         async move {
             // A pod that was removed opens no more tunnels.
-            let netns = netns.ok_or(HboneError::Draining)?;
+            let (netns, standpoint) = from.ok_or(HboneError::Draining)?;
             let limit = shared.hbone.handshake_timeout;
-            let made = tokio::time::timeout(limit, open(&shared, &netns, &key)).await;
+            let made = tokio::time::timeout(limit, open(&shared, &netns, standpoint, &key)).await;
             made.map_err(|_| HboneError::Timeout {
                 peer: key.peer,
                 limit,
@@ -64,7 +63,12 @@ pub fn trust(shared: &Shared) -> Trust {
     }
 }
 
-async fn open(shared: &Shared, netns: &Netns, key: &PoolKey) -> Result<Tunnel, HboneError> {
+async fn open(
+    shared: &Shared,
+    netns: &Netns,
+    standpoint: Standpoint,
+    key: &PoolKey,
+) -> Result<Tunnel, HboneError> {
     let peer = key.peer;
     let no_certificate = |error: identity::IdentityError| HboneError::Identity {
         identity: key.source.to_string(),
@@ -81,11 +85,7 @@ async fn open(shared: &Shared, netns: &Netns, key: &PoolKey) -> Result<Tunnel, H
         .tls
         .client(&key.source, &key.accepted)
         .map_err(no_certificate)?;
-    let options = ClientOptions {
-        bind: Some(key.source_ip),
-        ..ClientOptions::default()
-    };
-    let tcp = connect(netns, peer, options)
+    let tcp = connect(netns, peer, standpoint.as_pod(Some(key.source_ip)))
         .await
         .map_err(|error| HboneError::Connect {
             peer,

@@ -8,6 +8,7 @@ use tokio::{
     sync::watch,
 };
 
+use super::standpoint::Standpoint;
 use crate::sys::{netns::Netns, socket};
 
 /// The listening sockets of a site. All workers accept on clones of the same sockets.
@@ -19,8 +20,10 @@ pub struct Listeners {
 
 impl Listeners {
     /// Listens inside `netns`; an error names the port.
-    pub fn open(netns: &Netns) -> Result<Self, (u16, io::Error)> {
-        let listen = |port| socket::listen(netns, port).map_err(|error| (port, error));
+    pub fn open(netns: &Netns, standpoint: Standpoint) -> Result<Self, (u16, io::Error)> {
+        let listen = |port| {
+            socket::listen(netns, port, standpoint.listening(port)).map_err(|error| (port, error))
+        };
         Ok(Self {
             outbound: listen(ports::OUTBOUND)?,
             inbound_plaintext: listen(ports::INBOUND_PLAINTEXT)?,

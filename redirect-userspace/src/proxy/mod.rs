@@ -17,6 +17,7 @@ pub mod ports;
 pub mod route;
 mod running_pod;
 pub mod site;
+pub mod standpoint;
 mod worker;
 
 use std::{
@@ -32,6 +33,8 @@ use tokio::net::TcpStream;
 
 pub use listener::Listeners;
 pub use worker::{Workers, WorkersError};
+
+use standpoint::Standpoint;
 
 use crate::{
     config::{HboneConfig, ProxyConfig},
@@ -64,14 +67,21 @@ pub struct Shared {
 pub struct PodContext {
     pub pod: Pod,
     pub netns: Netns,
-    /// Whether the route and the sysctls are there that let an app see the client's address.
+    /// Whether an app can be let see the client's address.
     pub client_ip: bool,
+    pub standpoint: Standpoint,
     baggage: HeaderValue,
     connections: AtomicUsize,
 }
 
 impl PodContext {
-    pub fn new(pod: Pod, netns: Netns, client_ip: bool, cluster_id: &str) -> Self {
+    pub fn new(
+        pod: Pod,
+        netns: Netns,
+        client_ip: bool,
+        standpoint: Standpoint,
+        cluster_id: &str,
+    ) -> Self {
         let baggage = hbone::baggage([
             ("k8s.cluster.name", cluster_id),
             ("k8s.namespace.name", pod.namespace.as_str()),
@@ -82,6 +92,7 @@ impl PodContext {
             pod,
             netns,
             client_ip,
+            standpoint,
             baggage,
             connections: AtomicUsize::new(0),
         }

@@ -19,7 +19,7 @@ use crate::{
     hbone::{
         self, HboneError, Stream, TraceParent, client::ConnectHeaders, client::Slot, pool::PoolKey,
     },
-    sys::socket::{ClientOptions, ResetOnDrop},
+    sys::socket::ResetOnDrop,
     telemetry::{Direction, Traffic},
 };
 
@@ -200,10 +200,7 @@ async fn open_plain(
     // The app's own source address, where it chose one of several; else the routing table's choice, as without us.
     let bind = Some(app_ip)
         .filter(|ip| context.pod.ips.contains(ip) && ip.is_ipv4() == destination.is_ipv4());
-    let options = ClientOptions {
-        bind,
-        ..ClientOptions::default()
-    };
+    let options = context.standpoint.as_pod(bind);
     let connecting = connector::connect(&context.netns, destination, options);
     let peer = timeout(worker.shared.proxy.connect_timeout, connecting)
         .await

@@ -58,6 +58,7 @@ pub enum CgroupHook {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum TcxHook {
+    Ingress = 46,
     Egress = 47,
 }
 

@@ -29,24 +29,36 @@ pub struct ClientOptions {
     pub mark: Option<u32>,
 }
 
+/// How a listening socket is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ListenOptions {
+    /// On the loopback address alone, so that it is reached by no address of the machine.
+    pub loopback: bool,
+    /// Accept connections to addresses that are not local (`IP_TRANSPARENT`).
+    pub transparent: bool,
+    /// Firewall mark of all packets, also of those of accepted sockets (`SO_MARK`).
+    pub mark: Option<u32>,
+}
+
 /// A listener on all addresses of `netns`: dual stack, or IPv4 alone where IPv6 is switched off.
 ///
 /// Accepted sockets inherit `TCP_NODELAY` and keepalive. One listener serves all workers: the members of an `SO_REUSEPORT`
 /// group could be joined by any process of the same uid in the pod, which would then take its share of the connections.
-pub fn listen(netns: &Netns, port: u16) -> io::Result<std::net::TcpListener> {
-    netns.run(|| {
-        let dual = listener(
-            Domain::IPV6,
-            SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
-        );
-        match dual {
-            Err(error) if no_ipv6(&error) => listener(
-                Domain::IPV4,
-                SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
-            ),
+pub fn listen(
+    netns: &Netns,
+    port: u16,
+    options: ListenOptions,
+) -> io::Result<std::net::TcpListener> {
+    let (v6, v4) = match options.loopback {
+        true => (Ipv6Addr::LOCALHOST, Ipv4Addr::LOCALHOST),
+        false => (Ipv6Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED),
+    };
+    netns.run(
+        || match listener(Domain::IPV6, (v6, port).into(), options) {
+            Err(error) if no_ipv6(&error) => listener(Domain::IPV4, (v4, port).into(), options),
             other => other,
-        }
-    })?
+        },
+    )?
 }
 
 /// Whether a bind failed because IPv6 is switched off.
@@ -57,7 +69,11 @@ pub fn no_ipv6(error: &io::Error) -> bool {
     )
 }
 
-fn listener(domain: Domain, address: SocketAddr) -> io::Result<std::net::TcpListener> {
+fn listener(
+    domain: Domain,
+    address: SocketAddr,
+    options: ListenOptions,
+) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         domain,
         Type::STREAM.nonblocking().cloexec(),
@@ -70,6 +86,13 @@ fn listener(domain: Domain, address: SocketAddr) -> io::Result<std::net::TcpList
     socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
     keepalive(&SockRef::from(&socket))?;
+    if options.transparent {
+        // Serves IPv6 too, see `client`.
+        socket.set_ip_transparent_v4(true)?;
+    }
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

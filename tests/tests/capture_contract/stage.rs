@@ -58,13 +58,13 @@ impl Stage {
         let mut before = Vec::new();
         let mesh = Mesh::builder()
             .way(way.backend, way.mode)
-            .config_a_of(move |node| match is_made(way, "probe") {
-                true => {
-                    let prober = prober(node);
-                    fs::create_dir(&prober).expect("make the prober's cgroup");
-                    json!({ "capture": { "probes": { "cgroups": [prober] } } })
+            .config_a_of(move |node| {
+                let prober = prober(node);
+                fs::create_dir(&prober).expect("make the prober's cgroup");
+                match is_made(way, "probe") {
+                    true => json!({ "capture": { "probes": { "cgroups": [prober] } } }),
+                    false => json!({}),
                 }
-                false => json!({}),
             })
             .client(json!({
                 "excludeOutboundPorts": [EXCLUDED],

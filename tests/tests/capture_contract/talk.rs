@@ -1,6 +1,10 @@
 //! One exchange with a greeter, and what both its ends and the daemon saw of it.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::Command,
+    time::Duration,
+};
 
 use redirect_tests::{App, Daemon, Pod, Process, app_binary};
 
@@ -107,10 +111,25 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-/// Wants that nobody serves the connection: refused, reset, closed at once, or never answered (dropped).
+/// Wants that nobody serves these ports: refused, reset, closed at once, or never answered (dropped).
 #[track_caller]
-pub fn not_served(pod: &Pod, dst: SocketAddr) {
-    if let Fate::Talked(talk) = attempt(pod.command(app_binary()), dst, &["--nonblocking"]) {
-        panic!("{dst} was reached, which saw {}", talk.seen);
+pub fn not_served(pod: &Pod, ip: IpAddr, ports: &[u16]) {
+    // At once, since those that are dropped take their time.
+    let apps = ports.iter().map(|port| {
+        let dst = SocketAddr::new(ip, *port).to_string();
+        let args = [
+            "connect",
+            "--nonblocking",
+            "--timeout",
+            "2",
+            &dst,
+            "recv-line",
+        ];
+        (dst.clone(), pod.app(args))
+    });
+    for (dst, app) in apps.collect::<Vec<_>>() {
+        let first = app.next_event();
+        let served = first.name() == "connected" && app.next_event().name() == "received";
+        assert!(!served, "{dst} answers");
     }
 }

@@ -124,7 +124,7 @@ fn the_kernel_does_not_choose_our_ports() {
             .expect("a port is left");
         assert!(!OURS.contains(&chosen.port()), "{chosen}");
     }
-    drop(socket::listen(&netns, 15_006).expect("reserved is not taken"));
+    drop(socket::listen(&netns, 15_006, Default::default()).expect("reserved is not taken"));
     fixture.capture().clean(&uid).expect("clean");
     assert_eq!(reserved(&netns), "15002-15003");
 }

@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use redirect_common::maps::names;
+use redirect_common::maps::{names, pod_flags};
 
 use self::{
     dns::DnsMap,
@@ -41,6 +41,7 @@ mod inbound;
 mod links;
 pub mod needs;
 pub(super) mod netlink;
+pub mod node;
 mod object;
 mod pins;
 pub(super) mod prober;
@@ -156,8 +157,11 @@ impl EbpfCapture {
     ) -> Result<(), CaptureError> {
         route::add(subject.netns, &subject.pod.ips)?;
         reserved::add(subject.netns)?;
-        let is_guarded = self.is_guarded(subject.pod);
-        let number = self.tables.add(subject, is_guarded, sockets.dns)?;
+        let flags = match self.is_guarded(subject.pod) {
+            true => pod_flags::GUARDED,
+            false => 0,
+        };
+        let number = self.tables.add(subject, flags, sockets.dns)?;
         self.numbers.insert(number, &subject.pod.uid);
         self.inbound.add(number, subject, sockets)
     }
@@ -349,7 +353,9 @@ pub fn try_load() -> Result<(), CaptureError> {
 
 /// See [`super::uninstall`].
 pub fn uninstall(bpffs: &Path) -> Result<usize, CaptureError> {
-    pins::remove_all(bpffs)
+    let node = node::leave(bpffs);
+    let removed = pins::remove_all(bpffs)?;
+    node.map(|()| removed)
 }
 
 /// See [`super::clean_netns`].

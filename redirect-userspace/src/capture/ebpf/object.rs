@@ -14,7 +14,7 @@ use aya::{
 };
 use redirect_common::maps::names;
 
-use super::{super::CaptureError, pins::Pins};
+use super::{super::CaptureError, node, pins::Pins};
 use crate::sys::bpf;
 
 /// The programs with their maps.
@@ -27,20 +27,28 @@ pub struct Object {
 pub struct Programs(HashMap<String, ProgramFd>);
 
 impl Object {
-    /// Loads all programs. Maps that are pinned already are used on.
+    /// Loads all programs that pods' own cgroups and namespaces need. Maps that are pinned already are used on.
     pub fn load(pins: &Pins) -> Result<Self, CaptureError> {
-        Self::load_with(Some(pins), VerifierLogLevel::DISABLE, &SINGLES)
+        let is_of_pods = |name: &str| !SINGLES.contains(&name) && !node::PROGRAMS.contains(&name);
+        Self::load_with(Some(pins), VerifierLogLevel::DISABLE, is_of_pods)
+    }
+
+    /// Loads these programs alone.
+    pub fn load_only(pins: &Pins, programs: &[&str]) -> Result<Self, CaptureError> {
+        Self::load_with(Some(pins), VerifierLogLevel::DISABLE, |name| {
+            programs.contains(&name)
+        })
     }
 
     /// Loads all programs with maps of their own and forgets them, with the verifier's words if it refuses one.
     pub fn try_load() -> Result<(), CaptureError> {
-        Self::load_with(None, VerifierLogLevel::default(), &[]).map(drop)
+        Self::load_with(None, VerifierLogLevel::default(), |_| true).map(drop)
     }
 
     fn load_with(
         pins: Option<&Pins>,
         log: VerifierLogLevel,
-        except: &[&str],
+        wanted: impl Fn(&str) -> bool,
     ) -> Result<Self, CaptureError> {
         let has_set_retval = u8::from(has_set_retval());
         let log_level = if is_logging() { AYA_DEBUG } else { 0 };
@@ -51,7 +59,7 @@ impl Object {
         let mut ebpf = open(&mut loader, pins)?;
         let mut programs = HashMap::new();
         for (name, program) in ebpf.programs_mut() {
-            if except.contains(&name) {
+            if !wanted(name) {
                 continue;
             }
             let descriptor = load(program)

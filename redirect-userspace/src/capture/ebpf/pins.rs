@@ -60,12 +60,17 @@ impl Place {
 }
 
 impl Pins {
-    pub fn create(bpffs: &Path) -> Result<Self, CaptureError> {
+    /// Names paths, and makes nothing.
+    pub fn at(bpffs: &Path) -> Self {
         let ours = bpffs.join(FOLDER);
-        let pins = Self {
+        Self {
             root: ours.join(format!("v{ABI_VERSION}")),
             ours,
-        };
+        }
+    }
+
+    pub fn create(bpffs: &Path) -> Result<Self, CaptureError> {
+        let pins = Self::at(bpffs);
         for folder in FOLDERS {
             let folder = pins.root.join(folder);
             fs::create_dir_all(&folder)

@@ -91,7 +91,7 @@ impl Tables {
     pub fn add(
         &mut self,
         subject: &Subject<'_>,
-        is_guarded: bool,
+        flags: u32,
         dns: bool,
     ) -> Result<u32, CaptureError> {
         let (pod, netns_cookie) = (subject.pod, subject.netns_cookie);
@@ -100,7 +100,7 @@ impl Tables {
             Some(entry) => entry.pod,
             None => self.free_number()?,
         };
-        let entry = entry(subject, number, is_guarded, dns);
+        let entry = entry(subject, number, flags, dns);
         if known.is_none() {
             self.pending
                 .set(number, 0, 0)
@@ -229,7 +229,7 @@ fn too_many_pods() -> CaptureError {
     }
 }
 
-fn entry(subject: &Subject<'_>, number: u32, is_guarded: bool, dns: bool) -> PodEntry {
+fn entry(subject: &Subject<'_>, number: u32, more_flags: u32, dns: bool) -> PodEntry {
     let pod = subject.pod;
     let options = &pod.options;
     let flags = [
@@ -260,13 +260,12 @@ fn entry(subject: &Subject<'_>, number: u32, is_guarded: bool, dns: bool) -> Pod
             options.on_proxy_failure == OnProxyFailure::Pass,
             pod_flags::PASS_ON_FAILURE,
         ),
-        (is_guarded, pod_flags::GUARDED),
     ];
     PodEntry {
         v4: first(pod, true).map_or(Addr::UNSPECIFIED, Addr::from),
         v6: first(pod, false).map_or(Addr::UNSPECIFIED, Addr::from),
         pod: number,
-        flags: union(&flags),
+        flags: union(&flags) | more_flags,
         outbound_port: ports::OUTBOUND,
         dns_port: if dns { ports::DNS } else { 0 },
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, os::fd::AsFd, path::PathBuf};
 use redirect::{
     capture::{self, Sockets},
     config::{Config, Flags, Host},
-    proxy::Listeners,
+    proxy::{Listeners, standpoint::Standpoint},
     sys::{cgroup, netns::Netns},
 };
 
@@ -29,7 +29,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut capture = capture::open(&config.capture, Some(&cgroup))?;
     for pod in &config.pods {
         let netns = Netns::open(&pod.netns)?;
-        let listeners = Listeners::open(&netns).map_err(|(_, error)| error)?;
+        let listeners = Listeners::open(&netns, Standpoint::Inside).map_err(|(_, error)| error)?;
         let sockets = Sockets {
             outbound: listeners.outbound.as_fd(),
             inbound_plaintext: listeners.inbound_plaintext.as_fd(),

@@ -49,7 +49,7 @@ pub struct Args {
     /// Set SO_RCVBUF before connecting.
     #[arg(long)]
     receive_buffer: Option<usize>,
-    /// Give up reading after this many seconds.
+    /// Give up reading, and connecting without blocking, after this many seconds.
     #[arg(long, default_value_t = 15.0)]
     timeout: f64,
 }
@@ -84,6 +84,7 @@ struct Connection {
     socket: Socket,
     reader: BufReader<Socket>,
     nonblocking: bool,
+    patience: Duration,
 }
 
 impl Connection {
@@ -132,6 +133,7 @@ impl Connection {
             socket,
             reader,
             nonblocking: args.nonblocking,
+            patience: timeout,
         };
         connection.connect(args.addr, args.fastopen.as_deref())?;
         Ok(connection)
@@ -145,9 +147,7 @@ impl Connection {
                 .send_to_with_flags(text.as_bytes(), &addr.into(), libc::MSG_FASTOPEN)
                 .map(|_| ()),
             // Sets O_NONBLOCK, connects, polls, and asks SO_ERROR.
-            None if self.nonblocking => self
-                .socket
-                .connect_timeout(&addr.into(), Duration::from_secs(10)),
+            None if self.nonblocking => self.socket.connect_timeout(&addr.into(), self.patience),
             None => self.socket.connect(&addr.into()),
         };
         result.map_err(|error| ("connect".to_owned(), error))?;

@@ -18,7 +18,8 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let listener = socket::listen(&Netns::current()?, args.port).context("listen")?;
+    let listener =
+        socket::listen(&Netns::current()?, args.port, Default::default()).context("listen")?;
     let descriptors = [listener.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&descriptors)];
     let to = io::stdin().as_raw_fd();

@@ -7,7 +7,7 @@ use redirect_tests::way::Mode;
 use crate::{
     matrix::Family,
     stage::{CLOSED, DENIED, EXCLUDED_INBOUND, POLICY, PORT, Stage, own_port},
-    talk::{access, refused, talk, talk_with},
+    talk::{access, not_served, refused, talk, talk_with},
 };
 
 pub fn captured(stage: &Stage, family: Family) {
@@ -41,10 +41,8 @@ pub fn denied(stage: &Stage, family: Family) {
 
 /// What only the pod itself may reach; where nobody of ours listens, it is a port like any other.
 pub fn our_ports(stage: &Stage, family: Family) {
-    for port in [15001, 15006, 15053] {
-        let dst = family.on_wire(&stage.mesh.client, port);
-        crate::talk::not_served(&stage.mesh.outsider, dst);
-    }
+    let ip = family.on_wire(&stage.mesh.client, 0).ip();
+    not_served(&stage.mesh.outsider, ip, &[15001, 15006, 15053]);
 }
 
 /// What `ss -tln` lists in the pod.

@@ -1,0 +1,431 @@
+//! Mode `node`: pods are captured on the node's side of their interfaces, and nothing is done inside of them (docs/adr/0016).
+//!
+//! Programs at both directions of a pod's interface decide on each packet of TCP (see `redirect-ebpf/src/node.rs`); what is for
+//! the proxy arrives once more at an interface of ours (see [`host`]) and is given to the proxy's sockets there. No address is
+//! rewritten, so that the original destination is the local address of the accepted socket.
+
+use std::{
+    fs,
+    net::IpAddr,
+    os::fd::AsFd,
+    path::Path,
+    sync::{Arc, PoisonError},
+};
+
+use aya::maps::{Array, HashMap, MapData};
+use redirect_common::{
+    guard::rules,
+    maps::{NodeEntry, names},
+    node::{ON_NODE, RULES_SHIFT},
+};
+
+use super::{
+    super::{Applied, Capture, CaptureError, Delivery, Sockets, VerdictCounters},
+    PodNames, counters, events,
+    inbound::Inbound,
+    object::{Object, Programs},
+    pins::Pins,
+    prober::Prober,
+    remove_orphans,
+    subject::Subject,
+    tables::{Tables, at, ignore_missing, typed},
+};
+use crate::{
+    config::CaptureConfig,
+    orig_dst::{LocalAddress, OrigDstResolver},
+    pod::{Pod, PodOptions, PodUid},
+    sys::{
+        bpf::{self, Plain, TcxHook},
+        bpffs,
+        cgroup::Cgroup,
+        netns::Netns,
+    },
+};
+
+mod host;
+mod interface;
+mod untracked;
+
+use interface::Interface;
+
+/// Of this way of capture, in records of what pods were captured by.
+pub const NAME: &str = "ebpf-node";
+
+/// Programs of this mode; no other needs them.
+pub const PROGRAMS: [&str; 4] = [FROM_POD, TO_POD, LOCAL, RESET];
+const FROM_POD: &str = "rdr_node_out";
+const TO_POD: &str = "rdr_node_in";
+const LOCAL: &str = "rdr_node_local";
+const RESET: &str = "rdr_node_reset";
+/// Serves every mode.
+const PROBER: &str = "rdr_prober_ops";
+
+pub struct NodeCapture {
+    object: Object,
+    pins: Pins,
+    tables: Tables,
+    inbound: Inbound,
+    interfaces: HashMap<MapData, u32, u64>,
+    counters: VerdictCounters,
+    events: bool,
+    names: PodNames,
+    /// Until it follows the probers' cgroups.
+    prober: Option<Prober>,
+}
+
+impl NodeCapture {
+    /// Loads the programs, and prepares the node. `cgroup` is the daemon's own.
+    pub fn load(config: &CaptureConfig, cgroup: &Path) -> Result<Self, CaptureError> {
+        bpffs::ensure_mounted(&config.bpffs).map_err(|error| {
+            CaptureError::kernel("mount a BPF file system at", config.bpffs.display(), &error)
+        })?;
+        let pins = Pins::create(&config.bpffs)?;
+        let mut object = Object::load_only(&pins, &[FROM_POD, TO_POD, LOCAL, RESET, PROBER])?;
+        let mut tables = Tables::open(&mut object)?;
+        tables.configure(config.events)?;
+        let cgroup = Cgroup::open(cgroup)?;
+        tables.set_proxy(cgroup.id)?;
+        let mut inbound = Inbound::open(&mut object)?;
+        remove_orphans(&pins, &mut tables, &mut inbound)?;
+        let counters = counters::reader(object.map(names::COUNTERS)?)?;
+        let interfaces = typed(&mut object, names::NODE_PODS)?;
+        let mut state = typed(&mut object, names::NODE)?;
+        prepare(&mut state, object.programs(), &pins.proxy(cgroup.id))?;
+        pins.remove_other_proxies(cgroup.id)?;
+        let probers = config.probers.clone();
+        let prober = Prober::attach(object.programs().clone(), pins.clone(), probers)?;
+        Ok(Self {
+            object,
+            pins,
+            tables,
+            inbound,
+            interfaces,
+            counters,
+            events: config.events,
+            names: PodNames::default(),
+            prober: Some(prober),
+        })
+    }
+
+    /// The pod of a connection is found by its address.
+    fn check_addresses(&self, pod: &Pod, key: u64) -> Result<(), CaptureError> {
+        let places = self.pins.places(&pod.uid)?;
+        let mut own: Vec<_> = places.iter().map(|place| place.netns_cookie).collect();
+        own.push(key);
+        match self.inbound.conflict(&pod.ips, &own) {
+            None => Ok(()),
+            Some(conflict) => Err(CaptureError::SharedAddress {
+                ip: conflict.ip,
+                pod: pod.uid.clone(),
+                other: "another pod".to_owned(),
+            }),
+        }
+    }
+
+    /// Tells the programs what they need to know of the pod, before they run.
+    fn tell(&mut self, subject: &Subject<'_>, sockets: &Sockets<'_>) -> Result<(), CaptureError> {
+        let flags = rules_of(&subject.pod.options) << RULES_SHIFT;
+        let number = self.tables.add(subject, flags, false)?;
+        self.inbound.add(number, subject, sockets)
+    }
+
+    fn forget(&mut self, key: u64) -> Result<(), CaptureError> {
+        self.keep_interfaces(key, &[])?;
+        match self.tables.remove(key)? {
+            Some(number) => self.inbound.remove(key, number),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the programs forget the pod's interfaces other than these.
+    fn keep_interfaces(&mut self, key: u64, keep: &[Interface]) -> Result<(), CaptureError> {
+        let known: Vec<_> = self.interfaces.iter().filter_map(Result::ok).collect();
+        let is_kept = |index| keep.iter().any(|interface| interface.index == index);
+        for (index, of) in known {
+            if of == key && !is_kept(index) {
+                ignore_missing(self.interfaces.remove(&index))
+                    .map_err(at(names::NODE_PODS, index))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches both programs to an interface, or puts this daemon's into the links that are there.
+    fn attach(
+        &mut self,
+        directory: &Path,
+        key: u64,
+        interface: &Interface,
+    ) -> Result<Applied, CaptureError> {
+        let mut applied = Applied::Adopted;
+        for (hook, program, pin) in [
+            (TcxHook::Ingress, FROM_POD, "from-pod"),
+            (TcxHook::Egress, TO_POD, "to-pod"),
+        ] {
+            let pin = directory.join(format!("{pin}-{}", interface.index));
+            let done = attach(self.object.programs(), program, &pin, hook, interface)?;
+            if done == Applied::Attached {
+                applied = done;
+            }
+        }
+        // Last: from here on the programs know whose interface it is.
+        self.interfaces
+            .insert(interface.index, key, 0)
+            .map_err(at(names::NODE_PODS, &interface.name))?;
+        Ok(applied)
+    }
+
+    fn capture(
+        &mut self,
+        subject: &Subject<'_>,
+        interfaces: &[Interface],
+        sockets: &Sockets<'_>,
+    ) -> Result<Applied, CaptureError> {
+        let (key, place, uid) = (subject.netns_cookie, subject.place(), &subject.pod.uid);
+        self.tell(subject, sockets)?;
+        let directory = self.pins.place(uid, place)?;
+        fs::create_dir_all(&directory)
+            .map_err(|error| CaptureError::kernel("create", directory.display(), &error))?;
+        let mut applied = Applied::Adopted;
+        for interface in interfaces {
+            if self.attach(&directory, key, interface)? == Applied::Attached {
+                applied = Applied::Attached;
+            }
+        }
+        self.keep_interfaces(key, interfaces)?;
+        for old in self.pins.remove_other_places(uid, place)? {
+            self.forget(old)?;
+        }
+        Ok(applied)
+    }
+}
+
+impl Capture for NodeCapture {
+    fn apply(
+        &mut self,
+        pod: &Pod,
+        netns: &Netns,
+        sockets: &Sockets<'_>,
+    ) -> Result<Applied, CaptureError> {
+        check(&pod.options)?;
+        let interfaces = interface::leading_to(netns.as_fd()).map_err(|error| {
+            CaptureError::kernel(
+                "find the node's interface of network namespace",
+                netns.path().display(),
+                &error,
+            )
+        })?;
+        if interfaces.is_empty() {
+            return Err(no_interface(netns));
+        }
+        let key = ON_NODE | netns.inode();
+        let subject = Subject {
+            pod,
+            netns,
+            netns_cookie: key,
+            // Not used here, and so not looked for.
+            cgroup: Cgroup {
+                id: 0,
+                path: pod.cgroup.clone(),
+            },
+            ips: pod.ips.iter().map(IpAddr::to_canonical).collect(),
+            exempt: Vec::new(),
+            is_dedicated: false,
+        };
+        self.check_addresses(pod, key)?;
+        let is_new = !self.tables.has(key);
+        let applied = self.capture(&subject, &interfaces, sockets);
+        if applied.is_err() && is_new {
+            _ = self.clean(&pod.uid);
+        }
+        let applied = applied?;
+        self.names
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, pod.uid.clone());
+        Ok(applied)
+    }
+
+    fn clean(&mut self, uid: &PodUid) -> Result<(), CaptureError> {
+        let places = self.pins.places(uid)?;
+        let mut errors: Vec<_> = self.pins.remove_pod(uid).err().into_iter().collect();
+        for place in places {
+            errors.extend(self.forget(place.netns_cookie).err());
+            self.names
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&place.netns_cookie);
+        }
+        CaptureError::collect(errors)
+    }
+
+    fn inspect(&self) -> Result<Vec<PodUid>, CaptureError> {
+        self.pins.pods()
+    }
+
+    fn resolver(&self) -> Arc<dyn OrigDstResolver> {
+        Arc::new(LocalAddress)
+    }
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn delivery(&self) -> Delivery {
+        Delivery::Assigned
+    }
+
+    fn counters(&self) -> VerdictCounters {
+        self.counters.clone()
+    }
+
+    fn start(&mut self) {
+        if let Some(prober) = self.prober.take() {
+            tokio::spawn(prober.follow());
+        }
+        self.object.start_log();
+        if !self.events {
+            return;
+        }
+        match self.object.map(names::EVENTS) {
+            Ok(map) => events::start(map, self.names.clone()),
+            Err(error) => tracing::warn!(%error, "events are not logged"),
+        }
+    }
+}
+
+/// Makes on the node what all pods need. What was changed is kept in a pinned map, for whoever takes it back.
+fn prepare(
+    state: &mut Array<MapData, Plain<NodeEntry>>,
+    programs: &Programs,
+    directory: &Path,
+) -> Result<(), CaptureError> {
+    let mut entry = state.get(&0, 0).map(|entry| entry.0).unwrap_or_default();
+    let device = host::apply().map_err(failed)?;
+    match untracked::apply() {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!(
+            "neither nft nor iptables is here: if this node translates the addresses of services (kube-proxy), connections to them go astray"
+        ),
+        Err(error) => {
+            return Err(failed((
+                "keep connection tracking off",
+                "the delivered packets".into(),
+                std::io::Error::other(error),
+            )));
+        }
+    }
+    fs::create_dir_all(directory)
+        .map_err(|error| CaptureError::kernel("create", directory.display(), &error))?;
+    let interface = Interface {
+        index: device,
+        name: host::DEVICE.to_owned(),
+    };
+    for (program, pin) in [(LOCAL, "node_local"), (RESET, "node_reset")] {
+        let pin = directory.join(pin);
+        attach(programs, program, &pin, TcxHook::Ingress, &interface)?;
+    }
+    if host::stop_early_demux().map_err(failed)? {
+        entry.early_demux = 1;
+    }
+    entry.device = device;
+    state
+        .set(0, Plain(entry), 0)
+        .map_err(at(names::NODE, "the node's state"))
+}
+
+/// Takes back what [`prepare`] made, if it did, with the record of that in the pins below `bpffs`.
+pub fn leave(bpffs: &Path) -> Result<(), CaptureError> {
+    let pins = Pins::at(bpffs);
+    let Ok(map) = MapData::from_pin(pins.map(names::NODE)) else {
+        return Ok(());
+    };
+    let state = Array::<_, Plain<NodeEntry>>::try_from(aya::maps::Map::Array(map));
+    let mut state = state.map_err(|error| CaptureError::kernel("use map", names::NODE, &error))?;
+    let entry = state.get(&0, 0).map(|entry| entry.0).unwrap_or_default();
+    if entry.device == 0 {
+        return Ok(());
+    }
+    let mut errors: Vec<_> = host::clean().map_err(failed).err().into_iter().collect();
+    if let Err(error) = untracked::clean() {
+        let error = std::io::Error::other(error);
+        errors.push(failed((
+            "remove",
+            "the rules without tracking".into(),
+            error,
+        )));
+    }
+    if entry.early_demux != 0 {
+        errors.extend(host::restore_early_demux().map_err(failed).err());
+    }
+    if errors.is_empty() {
+        let cleared = state.set(0, Plain(NodeEntry::default()), 0);
+        errors.extend(cleared.map_err(at(names::NODE, "the node's state")).err());
+    }
+    CaptureError::collect(errors)
+}
+
+fn failed((call, object, error): host::Failure) -> CaptureError {
+    CaptureError::kernel(call, object, &error)
+}
+
+fn attach(
+    programs: &Programs,
+    program: &'static str,
+    pin: &Path,
+    hook: TcxHook,
+    interface: &Interface,
+) -> Result<Applied, CaptureError> {
+    let name = || format!("{program} to {}", interface.name);
+    let fail = |error: std::io::Error| CaptureError::kernel("attach", name(), &error);
+    let program = programs.get(program)?;
+    if let Ok(link) = bpf::open_link(pin) {
+        if bpf::interface_link(link.as_fd()).is_ok_and(|on| on == interface.index) {
+            bpf::replace_program(link.as_fd(), program).map_err(fail)?;
+            return Ok(Applied::Adopted);
+        }
+        // Dead: an interface that was removed takes its links with it.
+        fs::remove_file(pin).map_err(fail)?;
+    }
+    let link = bpf::link_interface(program, interface.index, hook).map_err(fail)?;
+    bpf::pin(link.as_fd(), pin)
+        .map_err(|error| CaptureError::kernel("pin the link at", pin.display(), &error))?;
+    Ok(Applied::Attached)
+}
+
+/// Options that ask for what cannot be known outside of the pod.
+fn check(options: &PodOptions) -> Result<(), CaptureError> {
+    match options.exempt_cgroups.is_empty() {
+        true => Ok(()),
+        false => Err(CaptureError::Kernel {
+            call: "apply",
+            object: "exemptCgroups".to_owned(),
+            cause: "in mode node nobody knows the cgroup that a packet of a pod comes from"
+                .to_owned(),
+            hint: "; exclude ports or networks instead, or use mode shared",
+        }),
+    }
+}
+
+fn no_interface(netns: &Netns) -> CaptureError {
+    CaptureError::Kernel {
+        call: "find",
+        object: format!(
+            "the node's interface of network namespace {}",
+            netns.path().display()
+        ),
+        cause: "no interface here has its other end there".to_owned(),
+        hint: "; mode node needs pods whose interface is one end of a veth pair with the other on the node",
+    }
+}
+
+/// What may leave the pod beside TCP: see `redirect_common::guard`.
+fn rules_of(options: &PodOptions) -> u32 {
+    let bits = [
+        (options.allow_forwarding, rules::ALLOW_FORWARDING),
+        (options.refuse_udp, rules::REFUSE_UDP),
+        (options.refuse_udp && !options.capture_dns, rules::ALLOW_DNS),
+        (options.refuse_sctp, rules::REFUSE_SCTP),
+    ];
+    super::tables::union(&bits)
+}
