@@ -21,8 +21,9 @@ use crate::emit;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// By UDP and TCP; may be repeated. Addresses of interfaces, so that answers come from the one that was asked.
-    #[arg(long, required = true)]
+    /// By UDP and TCP; may be repeated. Of a host with several addresses, each by itself, so that answers come from the one that
+    /// was asked.
+    #[arg(long, default_value = "[::]:53")]
     listen: Vec<SocketAddr>,
     /// What TXT of `whoami.test` says.
     #[arg(long, default_value = "server")]
