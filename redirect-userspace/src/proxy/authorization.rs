@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use tracing::field::{DisplayValue, display};
+
 use super::{PodContext, Shared, worker::Worker};
 use crate::{
     identity::tls::Peer,
@@ -18,8 +20,8 @@ pub struct Caller {
 
 impl Caller {
     /// As the log shows it.
-    pub fn identity(&self) -> Option<&str> {
-        self.peer.as_ref().map(|peer| &*peer.uri)
+    pub fn identity(&self) -> Option<DisplayValue<&str>> {
+        self.peer.as_ref().map(|peer| display(&*peer.uri))
     }
 }
 
