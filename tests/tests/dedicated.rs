@@ -144,3 +144,21 @@ fn the_pods_namespace_is_the_daemons_own_unless_it_is_named() {
     let seen = app.event("accepted").addr("peer");
     assert_ne!(seen.port(), connected.addr("sockname").port());
 }
+
+#[test]
+fn a_proxy_that_starts_anew_in_another_cgroup_takes_its_ports_again() {
+    let mut mesh = mesh();
+    let server = greeter(&mesh.server, 8080);
+    greeted(&mesh.client, mesh.server.at(8080), &[]);
+    server.event("accepted");
+    mesh.daemon_a.sigkill();
+    // Still captured: the programs refuse these ports to all but the pod's own proxy, which they know by its old cgroup.
+    let cgroup = mesh.client.cgroup().join("proxy-again");
+    std::fs::create_dir(&cgroup).expect("make a cgroup");
+    let spec = mesh.daemon_a.spec().clone();
+    mesh.daemon_a = spec
+        .config(json!({ "capture": { "cgroup": cgroup } }))
+        .start();
+    greeted(&mesh.client, mesh.server.at(8080), &[]);
+    server.event("accepted");
+}

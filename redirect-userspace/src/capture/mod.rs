@@ -255,6 +255,11 @@ pub enum CaptureError {
     #[error("capture needs a cgroup of the daemon's own")]
     NoCgroup,
     #[error(
+        "`cgroupOnly`: workloads that share a network namespace cannot be captured by this version; give the workload a \
+         namespace of its own"
+    )]
+    CgroupOnly,
+    #[error(
         "pod {pod} has the address {ip}, which {other} has, too: connections to it could be either's; remove one of the two"
     )]
     SharedAddress {

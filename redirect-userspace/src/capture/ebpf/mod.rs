@@ -99,6 +99,9 @@ impl EbpfCapture {
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         let own = Cgroup::open(cgroup)?;
         tables.set_proxy(own.id)?;
+        if config.mode == Mode::Dedicated {
+            tables.exempt_dedicated(own.id)?;
+        }
         links::attach_proxy(object.programs(), &pins, &own, &PROXY_HOOKS)?;
         let prober = Prober::attach(
             object.programs().clone(),
@@ -134,17 +137,11 @@ impl EbpfCapture {
         let (pod, netns) = (subject.pod, subject.netns);
         let directory = self.pins.place(&pod.uid, subject.place())?;
         match &mut self.guard {
-            // The interfaces are not its own.
-            _ if pod.cgroup_only.is_some() => Ok(()),
             Some(guard) => {
                 guard.apply(&self.pins, &directory, netns, &subject.cgroup, &pod.options)
             }
             None => guard::remove(&directory, netns),
         }
-    }
-
-    fn is_guarded(&self, pod: &Pod) -> bool {
-        self.guard.is_some() && pod.cgroup_only.is_none()
     }
 }
 
@@ -157,9 +154,9 @@ impl EbpfCapture {
     ) -> Result<(), CaptureError> {
         route::add(subject.netns, &subject.pod.ips)?;
         reserved::add(subject.netns)?;
-        let flags = match self.is_guarded(subject.pod) {
-            true => pod_flags::GUARDED,
-            false => 0,
+        let flags = match &self.guard {
+            Some(_) => pod_flags::GUARDED,
+            None => 0,
         };
         let number = self.tables.add(subject, flags, sockets.dns)?;
         self.numbers.insert(number, &subject.pod.uid);

@@ -82,6 +82,26 @@ impl Tables {
             .map_err(at(names::PODS, "all entries"))
     }
 
+    /// Lets the proxy in cgroup `own` take its ports in a pod that an earlier one has captured: it may be in a new cgroup.
+    pub fn exempt_dedicated(&mut self, own: u64) -> Result<(), CaptureError> {
+        let entries = self.pods.iter().filter_map(Result::ok);
+        let dedicated: Vec<_> = entries
+            .filter(|(_, entry)| entry.0.flags & pod_flags::DEDICATED != 0)
+            .map(|(_, entry)| entry.0.pod)
+            .collect();
+        for pod in dedicated {
+            let key = CgroupKey {
+                cgroup: own,
+                pod,
+                padding: 0,
+            };
+            self.exempt_cgroups
+                .insert(Plain(key), 1, 0)
+                .map_err(at(names::EXEMPT_CGROUPS, own))?;
+        }
+        Ok(())
+    }
+
     pub fn has(&self, netns_cookie: u64) -> bool {
         self.pods.get(&netns_cookie, 0).is_ok()
     }

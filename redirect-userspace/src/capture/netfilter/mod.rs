@@ -78,10 +78,6 @@ pub enum NetfilterError {
     RootCgroup(PathBuf),
     #[error("cgroup {0:?}: netfilter takes at most 511 bytes, and no line ends")]
     CgroupName(String),
-    #[error(
-        "`cgroupOnly` needs the eBPF backend: rules of a namespace cannot tell its workloads' inbound connections apart"
-    )]
-    CgroupOnly,
     #[error("find where {ip} is on this node: {source}; mode `node` needs a route to each pod")]
     NoWay { ip: IpAddr, source: io::Error },
     #[error(

@@ -174,7 +174,7 @@ impl Capture for NetfilterCapture {
         _sockets: &Sockets<'_>,
     ) -> Result<Applied, CaptureError> {
         if pod.cgroup_only.is_some() {
-            return Err(NetfilterError::CgroupOnly.into());
+            return Err(CaptureError::CgroupOnly);
         }
         let rules = match self.mode {
             Mode::Shared | Mode::Dedicated => Some(self.choose(pod, netns)?),
