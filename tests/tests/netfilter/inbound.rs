@@ -1,9 +1,9 @@
 //! Inbound connections, probes, DNS and what is refused: rules by hand with stand-ins, and the daemon.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use redirect_tests::{
-    Mesh, Pod, Testbed, eventually,
+    Mesh, Pod, Testbed,
     exchange::{greeted, greeter, serve},
 };
 use serde_json::json;
@@ -270,16 +270,19 @@ fn the_daemon_knows_the_nodes_prober_also_after_it_was_started_anew() {
             "{told}: a probe went through the proxy, or another did not"
         );
         // Its service was started anew: the same name, another cgroup.
+        let line = daemon.process().line_count();
         std::fs::remove_dir(&kubelet).expect("it is empty");
         std::fs::create_dir(&kubelet).expect("make the prober's cgroup");
-        eventually("probes of the new cgroup", Duration::from_secs(15), || {
-            // The last that is made.
-            let said = connect_from_node(&node, &kubelet, pod.at6(8080));
-            match said.starts_with("hello [fd16:") {
-                true => Ok(()),
-                false => Err(said),
-            }
+        daemon.wait_log_from(line, "rules for the new cgroup", |line| {
+            line.contains("made anew")
         });
+        for dst in both(&pod, 8080) {
+            let said = connect_from_node(&node, &kubelet, dst);
+            assert!(
+                said.contains("7127:1337") || said.contains("169.254.7.127"),
+                "{told}: {said:?}"
+            );
+        }
         // A firewall's reload on the node.
         let line = daemon.process().line_count();
         state::run(

@@ -128,7 +128,6 @@ impl NetfilterCapture {
         if !self.node.as_mut().is_some_and(NodeRules::renew) {
             return Ok(());
         }
-        tracing::info!("whoever probes pods is another one now: their rules are made anew");
         let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
         let mut errors = vec![self.update_node(None, None)];
         for uid in uids {
@@ -147,7 +146,9 @@ impl NetfilterCapture {
             errors.push(result);
             self.pods.insert(uid, Captured { pod, netns, rules });
         }
-        CaptureError::collect(errors.into_iter().filter_map(Result::err).collect())
+        CaptureError::collect(errors.into_iter().filter_map(Result::err).collect())?;
+        tracing::info!("whoever probes pods is another one now: their rules were made anew");
+        Ok(())
     }
 
     /// The node's rules for the captured pods, `added` included and `removed` not.
