@@ -1,6 +1,10 @@
 //! `mode: node`: rules in the node's own namespace, for pods whose namespaces nobody enters.
 
-use redirect_tests::{Node, Pod, Testbed, exchange::greeter};
+use redirect_tests::{
+    Mesh, Node, Pod, Testbed,
+    exchange::{greeted, greeter, refused},
+    way::{Backend, Mode},
+};
 
 use crate::{
     stage::{TOOLS, apply, connect, connect_from_node, serve_on_node, try_connect},
@@ -91,5 +95,73 @@ fn both_directions_come_to_the_node_and_nothing_is_forged() {
             .arg(node.netns().path());
         assert!(clean.status().expect("start redirect").success());
         assert_eq!(state::all(node.netns()), before, "{tool}");
+    }
+}
+
+#[test]
+fn the_daemon_captures_from_the_node_and_lets_go_again() {
+    for backend in [
+        Backend::IptablesNft,
+        Backend::IptablesLegacy,
+        Backend::Nftables,
+    ] {
+        let mut mesh = Mesh::builder().way(backend, Mode::Node).start();
+        let (server, client) = (greeter(&mesh.server, 8080), greeter(&mesh.client, 8080));
+        let outside = greeter(&mesh.outsider, 8080);
+        for (there, here, out) in [
+            (
+                mesh.server.at(8080),
+                mesh.client.at(8080),
+                mesh.outsider.at(8080),
+            ),
+            (
+                mesh.server.at6(8080),
+                mesh.client.at6(8080),
+                mesh.outsider.at6(8080),
+            ),
+        ] {
+            let connected = greeted(&mesh.client, there, &[]);
+            assert_eq!(connected.addr("peername"), there, "{backend}");
+            server.event("accepted");
+            for (from, to, app) in [
+                (&mesh.client, out, &outside),
+                (&mesh.outsider, here, &client),
+            ] {
+                let connected = greeted(from, to, &[]);
+                let peer = app.event("accepted").addr("peer");
+                assert_ne!(
+                    peer,
+                    connected.addr("sockname"),
+                    "{backend}: {to} missed the proxy"
+                );
+            }
+        }
+        assert_eq!(mesh.wall.leaked(), 0, "{backend}");
+        assert_eq!(
+            state::all(mesh.client.netns()),
+            "",
+            "{backend}: rules in the pod"
+        );
+        mesh.daemon_a.sigkill();
+        refused(&mesh.client, mesh.server.at(8080));
+        refused(&mesh.outsider, mesh.client.at6(8080));
+        let mut uninstall = mesh.daemon_a.spec().command();
+        uninstall
+            .arg("uninstall")
+            .arg("--bpffs")
+            .arg(mesh.daemon_a.spec().bpffs());
+        uninstall
+            .arg("--state-dir")
+            .arg(mesh.daemon_a.spec().state_dir());
+        let output = uninstall.output().expect("start redirect");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let connected = greeted(&mesh.client, mesh.outsider.at(8080), &[]);
+        let peer = outside.event("accepted").addr("peer");
+        assert_eq!(peer, connected.addr("sockname"), "{backend}");
+        assert!(state::tools_in_use(mesh.a.netns()).is_empty(), "{backend}");
     }
 }
