@@ -255,11 +255,8 @@ impl Node {
 
     /// Describes a daemon for this node; nothing runs before [`DaemonSpec::start`].
     pub fn daemon(&self) -> DaemonSpec {
-        DaemonSpec::new(
-            self.clone(),
-            None,
-            self.shared.directory.join("workloads.yaml"),
-        )
+        let workloads = self.shared.directory.join("workloads.yaml");
+        DaemonSpec::new(self.clone(), None, workloads)
     }
 
     /// A command that will run in the node's namespace, in a cgroup beside the pods'.
@@ -345,8 +342,8 @@ impl Pod {
     /// Describes a daemon that runs inside this pod, for it alone; nothing runs before [`DaemonSpec::start`].
     pub fn daemon(&self) -> DaemonSpec {
         let workloads = self.node.shared.directory.join("workloads.yaml");
-        let node = Node::clone(&self.node);
-        DaemonSpec::new(node, Some(self.clone()), workloads).config(Mode::Dedicated.config())
+        DaemonSpec::new(Node::clone(&self.node), Some(self.clone()), workloads)
+            .config(Mode::Dedicated.config())
     }
 
     /// A command that will run in the pod: its cgroup first, then its namespace, before any socket exists.

@@ -90,7 +90,9 @@ pub fn ask_here(server: SocketAddr, name: &str, seconds: u32, in_flight: usize) 
     let (mut times, mut unanswered, mut number) = (Vec::new(), 0, 0_u32);
     let mut send = |socket: &UdpSocket| {
         number += 1;
-        socket.send(&query(name, number)).map(|_| Instant::now())
+        // Before: the answer may be there when `send` returns.
+        let sent = Instant::now();
+        socket.send(&query(name, number)).map(|_| sent)
     };
     for (socket, sent) in &mut sockets {
         *sent = send(socket)?;

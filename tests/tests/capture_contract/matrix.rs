@@ -104,31 +104,11 @@ const NETFILTER: &[Backend] = &[
 /// All that this suite does not check, and why.
 const EXCEPTIONS: &[Except] = &[
     Except {
-        checks: &[],
-        modes: &[Mode::Node],
-        backends: &[],
-        families: &[],
-        why: "this mode is not there yet",
-    },
-    Except {
         checks: &["probe"],
         modes: &[Mode::Dedicated],
         backends: &[],
         families: &[],
         why: "a proxy in the pod has no part on the node, where probes come from: such a port is excluded, or answered by the proxy (15021)",
-    },
-    Except {
-        checks: &[
-            "DNS: a service",
-            "DNS: another name",
-            "DNS over TCP",
-            "dead: DNS unanswered",
-            "cleaned: DNS is direct",
-        ],
-        modes: &[],
-        backends: &[],
-        families: &[],
-        why: "captured since, and not yet checked in this table: tests/tests/dns does",
     },
     Except {
         checks: &["metadata address"],

@@ -119,7 +119,10 @@ impl Stage {
             }
         }
         let upstream = is_made(way, "DNS: a service").then(|| {
-            let upstream = mesh.outsider.app(["dns-serve"]);
+            let [v4, v6] = [mesh.outsider.at(53), mesh.outsider.at6(53)].map(|at| at.to_string());
+            let upstream = mesh
+                .outsider
+                .app(["dns-serve", "--listen", &v4, "--listen", &v6]);
             upstream.event("listening");
             upstream
         });
