@@ -152,11 +152,14 @@ pub(crate) fn exempt_by_pod(
     if has(pod_flags::EXCLUDED_NETS) && listed_net(List::ExcludedOutbound) {
         return Some(Reason::ExcludedNet);
     }
+    let included = || {
+        (has(pod_flags::INCLUDED_PORTS) && listed_port(List::IncludedOutbound))
+            || (has(pod_flags::INCLUDED_NETS) && listed_net(List::IncludedOutbound))
+    };
     // Whether DNS is captured has an option of its own.
     if has(pod_flags::INCLUDED_PORTS | pod_flags::INCLUDED_NETS)
         && !crate::dns::is_captured(pod, call.dst_port)
-        && !(has(pod_flags::INCLUDED_PORTS) && listed_port(List::IncludedOutbound))
-        && !(has(pod_flags::INCLUDED_NETS) && listed_net(List::IncludedOutbound))
+        && !included()
     {
         return Some(Reason::NotIncluded);
     }

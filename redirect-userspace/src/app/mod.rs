@@ -112,12 +112,12 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     ) {
         remove_programs(&config.capture.bpffs, failed);
     }
-    metrics.pods.set(pods.len() as i64);
+    metrics.pods.set(pods.count() as i64);
     metrics.pods_failed.set(failed as i64);
     readiness.set(true);
     tracing::info!(
         target: "redirect",
-        pods = pods.len(), failed, node = config.node, workers = config.workers, backend = pods.backend(), "ready"
+        pods = pods.count(), failed, node = config.node, workers = config.workers, backend = pods.backend(), "ready"
     );
 
     let interval = config.capture.verify_interval;
@@ -155,7 +155,7 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
         drop(pods);
         capture::uninstall(&config.capture.bpffs).context("remove the pinned programs and maps")?;
     } else if config.capture.backend != Backend::None {
-        tracing::info!(target: "redirect", pods = pods.len(), "capture stays: connections of these pods are refused until a daemon runs again; `redirect uninstall` lets go");
+        tracing::info!(target: "redirect", pods = pods.count(), "capture stays: connections of these pods are refused until a daemon runs again; `redirect uninstall` lets go");
     }
     tracing::info!(target: "redirect", "stopped");
     Ok(())

@@ -104,7 +104,8 @@ impl Pods {
         }
     }
 
-    pub fn len(&self) -> usize {
+    /// How many pods are captured.
+    pub fn count(&self) -> usize {
         self.captured.len()
     }
 

@@ -16,7 +16,7 @@ pub(super) fn read(f: &mut Fields<'_>) -> Option<DnsConfig> {
     let domain = f
         .optional("domain")
         .map_or(Some("cluster.local".to_owned()), |node| {
-            node.checked(|text| domain(text))
+            node.checked(domain)
         });
     let cache_size = f
         .optional("cacheSize")

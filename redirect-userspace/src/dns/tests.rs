@@ -96,7 +96,9 @@ services:
 #[test]
 fn names_of_the_mesh() {
     let mesh = mesh();
-    let cases: &[(&str, &str, Option<(&str, &[&str])>)] = &[
+    /// An alias, and addresses.
+    type Answer = Option<(&'static str, &'static [&'static str])>;
+    let cases: &[(&str, &str, Answer)] = &[
         (
             "web.shop.svc.cluster.local",
             "own",

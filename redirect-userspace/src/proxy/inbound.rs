@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    os::fd::AsFd,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -20,11 +21,13 @@ use super::{
     limits::Share,
     refuse,
     running_pod::RunningPod,
+    site::Members,
     worker::{SiteMembers, Worker},
 };
 use crate::{
     hbone::{Stream, TraceParent, server},
     identity::tls::{Peer, handshake_reason},
+    orig_dst::{OrigDstResolver, SoOriginalDst},
     sys::socket::{self, ResetOnDrop},
     telemetry::{Direction, Traffic},
     tls::{self, TlsError},
@@ -37,8 +40,7 @@ pub fn accepted(worker: &Rc<Worker>, site: &SiteMembers, stream: TcpStream, clie
     let refuse = |pod, reason, stream| {
         refuse(shared, pod, Direction::inbound, reason, stream, client);
     };
-    let local = stream.local_addr().map(|local| local.ip().to_canonical());
-    let Some(pod) = local.ok().and_then(|local| members.tunnel(local)) else {
+    let Some(pod) = addressed(&members, &stream) else {
         return refuse(None, "unknown_pod", stream);
     };
     let (tunnels, handshakes) = (
@@ -59,6 +61,18 @@ pub fn accepted(worker: &Rc<Worker>, site: &SiteMembers, stream: TcpStream, clie
         }
         Err(reason) => refuse(Some(pod), reason, stream),
     }
+}
+
+/// The pod at whose address a tunnel arrived: the socket's own, or the one from which the node's rules redirected it.
+fn addressed<'a>(
+    members: &'a Members<RunningPod>,
+    stream: &TcpStream,
+) -> Option<&'a Rc<RunningPod>> {
+    let local = stream.local_addr().ok()?.ip().to_canonical();
+    members.tunnel(local).or_else(|| {
+        let asked = SoOriginalDst.resolve(stream.as_fd()).ok()??.addr;
+        members.tunnel(asked.ip())
+    })
 }
 
 async fn serve(

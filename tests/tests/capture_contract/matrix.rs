@@ -104,6 +104,37 @@ const NETFILTER: &[Backend] = &[
 /// All that this suite does not check, and why.
 const EXCEPTIONS: &[Except] = &[
     Except {
+        checks: &[
+            "DNS: a service",
+            "DNS: another name",
+            "DNS over TCP",
+            "dead: DNS unanswered",
+            "cleaned: DNS is direct",
+        ],
+        modes: &[Mode::Node],
+        backends: &[],
+        families: &[],
+        why: "not built: DNS is not captured in mode node",
+    },
+    Except {
+        checks: &[
+            "client's address kept",
+            "inbound captured",
+            "next daemon, inbound",
+        ],
+        modes: &[Mode::Node],
+        backends: NETFILTER,
+        families: &[],
+        why: "the app sees the node's address: its answers to the client's would not pass the node's proxy",
+    },
+    Except {
+        checks: &["probe of another port", "probe by somebody else"],
+        modes: &[Mode::Node],
+        backends: NETFILTER,
+        families: &[],
+        why: "what the node itself sends does not pass PREROUTING: all of its processes reach the pods",
+    },
+    Except {
         checks: &["probe"],
         modes: &[Mode::Dedicated],
         backends: &[],

@@ -253,6 +253,16 @@ const HELPERS: &[(func, &str, &str)] = &[
         "skb_load_bytes",
         "what a packet is",
     ),
+    (
+        func::BPF_FUNC_skb_change_tail,
+        "skb_change_tail",
+        "mode node: resets",
+    ),
+    (
+        func::BPF_FUNC_skb_change_type,
+        "skb_change_type",
+        "mode node: what is given to the proxy",
+    ),
     (func::BPF_FUNC_skb_store_bytes, "skb_store_bytes", "resets"),
     (
         func::BPF_FUNC_skb_pull_data,
