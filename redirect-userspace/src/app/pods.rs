@@ -9,19 +9,20 @@ use std::{
     time::Duration,
 };
 
+mod error;
 mod reassert;
 
 use redirect_common::ports;
 
+pub use self::error::PodError;
 use super::record::{self, Record};
 use crate::{
-    capture::{self, Applied, Capture, CaptureError, Delivery, Sockets},
+    capture::{self, Applied, Capture, Delivery, Sockets},
     config::Mode,
     dns,
-    identity::IdentityError,
     pod::{Pod, PodUid},
     proxy::{
-        Listeners, PodContext, Shared, Workers, WorkersError, client_ip,
+        Listeners, PodContext, Shared, Workers, client_ip,
         site::{SiteId, Tenancy},
         standpoint::Standpoint,
     },
@@ -51,39 +52,6 @@ struct Place {
     /// Of the listeners, and of the proxy's own connections for the pod.
     netns: Netns,
     standpoint: Standpoint,
-}
-
-/// Why a pod is not captured.
-#[derive(Debug, thiserror::Error)]
-pub enum PodError {
-    #[error("open network namespace {}: {source}", path.display())]
-    Netns { path: PathBuf, source: io::Error },
-    #[error("network namespace {} is the daemon's own; a pod has one of its own", .0.display())]
-    OwnNetns(PathBuf),
-    #[error(
-        "network namespace {} is not the daemon's own; in dedicated mode the daemon captures the pod that it runs in", .0.display()
-    )]
-    NotOwnNetns(PathBuf),
-    #[error("find the daemon's own network namespace: {0}")]
-    FindOwnNetns(#[source] io::Error),
-    #[error("network namespace {} is shared with another pod, which has none of its own; give both `cgroupOnly`", .0.display())]
-    SharedNetns(PathBuf),
-    #[error("listen on port {port} in {}: {source}; does something else listen there?", netns.display())]
-    Listen {
-        port: u16,
-        netns: PathBuf,
-        source: io::Error,
-    },
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    #[error(transparent)]
-    ClientIp(#[from] client_ip::ClientIpError),
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
-    #[error(transparent)]
-    Workers(#[from] WorkersError),
-    #[error("record the pod in {}: {source}", path.display())]
-    Record { path: PathBuf, source: io::Error },
 }
 
 impl Pods {
