@@ -1,4 +1,4 @@
-//! What becomes of a connection that arrives in a captured pod's network namespace: pure, like [`decide`](crate::decide).
+//! What becomes of a connection that arrives in a captured pod's network namespace: pure, like [`decide`].
 
 use crate::{
     Addr, Reason,
