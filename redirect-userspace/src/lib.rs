@@ -8,6 +8,7 @@ pub mod app;
 pub mod buffer;
 pub mod capture;
 pub mod cli;
+pub mod cni;
 pub mod config;
 pub mod document;
 pub mod hbone;

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 mod ca;
+mod cni;
 mod config;
 mod rules;
 mod run;
@@ -38,6 +39,8 @@ enum Command {
     Ca(ca::CaCommand),
     #[command(subcommand)]
     Rules(rules::RulesCommand),
+    #[command(subcommand)]
+    Cni(cni::CniCommand),
     Uninstall(uninstall::Uninstall),
     /// Print the version
     Version,
@@ -62,6 +65,7 @@ fn execute(command: Command, host: &Host, out: &mut dyn Write) -> anyhow::Result
         Command::Config(command) => command.execute(host, out),
         Command::Ca(command) => command.execute(out),
         Command::Rules(command) => command.execute(out),
+        Command::Cni(command) => command.execute(out),
         Command::Uninstall(uninstall) => uninstall.execute(out),
         Command::Version => {
             writeln!(out, "redirect {}", env!("CARGO_PKG_VERSION"))?;

@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod bpffs;
 pub mod cgroup;
+pub mod inotify;
 pub mod memory;
 pub mod netns;
 pub mod socket;
