@@ -2,9 +2,13 @@
 
 use std::{
     collections::HashMap,
-    io::{BufRead, BufReader, Read, Write},
+    fs::File,
+    io::{Read, Write},
     net::SocketAddr,
-    os::unix::process::CommandExt,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -12,6 +16,7 @@ use std::{
 };
 
 use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -45,11 +50,14 @@ impl Process {
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("start {name} ({command:?}): {error}"));
-        let output = Arc::new(Output::default());
-        let (stdout, stderr) = (
-            child.stdout.take().expect("piped"),
-            child.stderr.take().expect("piped"),
-        );
+        let stdout: OwnedFd = child.stdout.take().expect("piped").into();
+        let stderr: OwnedFd = child.stderr.take().expect("piped").into();
+        let own = |pipe: &OwnedFd| pipe.try_clone().expect("duplicate a pipe");
+        let output = Arc::new(Output {
+            pipes: [own(&stdout), own(&stderr)],
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
         output.lock().open = 2;
         read_lines(stdout, Arc::clone(&output), Stream::Out);
         read_lines(stderr, Arc::clone(&output), Stream::Err);
@@ -71,10 +79,10 @@ impl Process {
         &self.name
     }
 
-    /// The lines of standard output until now.
+    /// The lines of standard output until now: all that it has written before this call.
     pub fn stdout(&self) -> Vec<String> {
         self.output
-            .lock()
+            .current()
             .lines
             .iter()
             .filter(|(s, _)| *s == Stream::Out)
@@ -82,10 +90,10 @@ impl Process {
             .collect()
     }
 
-    /// The lines of standard error until now.
+    /// The lines of standard error until now: all that it has written before this call.
     pub fn stderr(&self) -> Vec<String> {
         self.output
-            .lock()
+            .current()
             .lines
             .iter()
             .filter(|(s, _)| *s == Stream::Err)
@@ -144,12 +152,12 @@ impl Process {
 
     /// How many lines there are until now, for [`wait_line_from`](Self::wait_line_from).
     pub fn line_count(&self) -> usize {
-        self.output.lock().lines.len()
+        self.output.current().lines.len()
     }
 
     /// The last `lines` lines that it wrote.
     pub fn transcript(&self, lines: usize) -> String {
-        let state = self.output.lock();
+        let state = self.output.current();
         let skip = state.lines.len().saturating_sub(lines);
         state
             .lines
@@ -360,8 +368,10 @@ enum Stream {
     Err,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Output {
+    /// The ends that are read from, to see whether something is in them.
+    pipes: [OwnedFd; 2],
     state: Mutex<OutputState>,
     changed: Condvar,
 }
@@ -377,21 +387,65 @@ impl Output {
     fn lock(&self) -> MutexGuard<'_, OutputState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The same once everything is read that has been written. What is read is among the lines before the lock is released, so
+    /// empty pipes say that nothing is on the way.
+    fn current(&self) -> MutexGuard<'_, OutputState> {
+        loop {
+            let state = self.lock();
+            if !self
+                .pipes
+                .iter()
+                .any(|pipe| is_readable(pipe, PollTimeout::ZERO))
+            {
+                return state;
+            }
+            drop(state);
+            thread::yield_now();
+        }
+    }
 }
 
-fn read_lines(source: impl Read + Send + 'static, output: Arc<Output>, stream: Stream) {
+/// Whether something can be read; at the end of all that was written there is nothing.
+fn is_readable(pipe: &impl AsFd, limit: PollTimeout) -> bool {
+    let mut poll_fd = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+    poll(&mut poll_fd, limit).is_ok()
+        && poll_fd[0]
+            .revents()
+            .is_some_and(|events| events.contains(PollFlags::POLLIN))
+}
+
+fn read_lines(source: OwnedFd, output: Arc<Output>, stream: Stream) {
     thread::spawn(move || {
-        let mut reader = BufReader::new(source);
-        let mut line = Vec::new();
-        while matches!(reader.read_until(b'\n', &mut line), Ok(n) if n > 0) {
-            let text = String::from_utf8_lossy(&line)
-                .trim_end_matches(['\n', '\r'])
-                .to_owned();
-            output.lock().lines.push((stream, text));
+        let mut source = File::from(source);
+        let (mut chunk, mut unfinished) = (vec![0; 64 << 10], Vec::new());
+        loop {
+            // Without the lock until there is something, so that reading it below does not wait.
+            is_readable(&source, PollTimeout::NONE);
+            let mut state = output.lock();
+            let read = source.read(&mut chunk).unwrap_or(0);
+            unfinished.extend_from_slice(&chunk[..read]);
+            while let Some(end) = unfinished.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = unfinished.drain(..=end).collect();
+                state.lines.push((stream, text(&line)));
+            }
+            if read == 0 {
+                if !unfinished.is_empty() {
+                    state.lines.push((stream, text(&unfinished)));
+                }
+                state.open -= 1;
+                drop(state);
+                output.changed.notify_all();
+                return;
+            }
+            drop(state);
             output.changed.notify_all();
-            line.clear();
         }
-        output.lock().open -= 1;
-        output.changed.notify_all();
     });
+}
+
+fn text(line: &[u8]) -> String {
+    String::from_utf8_lossy(line)
+        .trim_end_matches(['\n', '\r'])
+        .to_owned()
 }

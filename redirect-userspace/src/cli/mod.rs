@@ -2,6 +2,7 @@
 
 mod ca;
 mod check;
+mod cni;
 mod config;
 mod rules;
 mod run;
@@ -40,6 +41,8 @@ enum Command {
     Ca(ca::CaCommand),
     #[command(subcommand)]
     Rules(rules::RulesCommand),
+    #[command(subcommand)]
+    Cni(cni::CniCommand),
     Uninstall(uninstall::Uninstall),
     /// Print the version
     Version,
@@ -65,6 +68,7 @@ fn execute(command: Command, host: &Host, out: &mut dyn Write) -> anyhow::Result
         Command::Config(command) => command.execute(host, out),
         Command::Ca(command) => command.execute(out),
         Command::Rules(command) => command.execute(out),
+        Command::Cni(command) => command.execute(out),
         Command::Uninstall(uninstall) => uninstall.execute(out),
         Command::Version => {
             writeln!(out, "redirect {}", env!("CARGO_PKG_VERSION"))?;

@@ -1,5 +1,6 @@
 //! The daemon's configuration, resolved once from file, environment and flags.
 
+mod agent;
 mod clashes;
 mod dns;
 mod pods;
@@ -43,6 +44,7 @@ pub struct Config {
     pub identity: IdentityConfig,
     pub admin: AdminConfig,
     pub log: LogConfig,
+    pub agent: AgentConfig,
     pub pods: Vec<Pod>,
 }
 
@@ -281,4 +283,53 @@ pub struct LogConfig {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// Where the node agent learns of pods, beside the configuration's own list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AgentConfig {
+    /// The unix socket for the CNI plugin and `redirect pod`; only root may use it.
+    pub socket: Option<PathBuf>,
+    pub host: HostPaths,
+    /// Ask the Kubernetes API.
+    pub kubernetes: Option<KubernetesConfig>,
+    pub cni: CniEnrolment,
+    pub zds: ZdsConfig,
+}
+
+/// Where the node's own file systems are, for a daemon in a container.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostPaths {
+    /// The /proc of the node's process namespace.
+    pub proc: PathBuf,
+    /// The node's cgroup v2 hierarchy; found in the mount table if not said.
+    pub cgroup: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct KubernetesConfig {
+    /// Credentials and address of the API; `None`: those of a pod (in-cluster).
+    pub kubeconfig: Option<PathBuf>,
+    /// Whether the API is where workloads and services come from, in place of the file.
+    pub workloads: bool,
+}
+
+/// What becomes of pods that a CNI plugin tells of where no Kubernetes API is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CniEnrolment {
+    /// Capture them all.
+    pub enroll: bool,
+    /// For pods whose runtime names none.
+    pub namespace: String,
+    /// Of all of them.
+    pub service_account: String,
+}
+
+/// The protocol between Istio's node agent and ztunnel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ZdsConfig {
+    /// We capture, and another proxy carries: the socket that it connects to.
+    pub serve: Option<PathBuf>,
+    /// Another agent captures, and we carry: the socket where it listens.
+    pub connect: Option<PathBuf>,
 }

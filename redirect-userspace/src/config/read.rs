@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     Backend, CaptureConfig, Config, Flags, Host, IdentityConfig, IptablesVariant, LogConfig,
-    LogFormat, Mode, dns, pods,
+    LogFormat, Mode, agent, dns, pods,
     sections::{admin, duration, hbone, probers, proxy},
 };
 use crate::{
@@ -73,6 +73,7 @@ impl Reader<'_> {
             .as_ref()
             .map_or(Mode::Shared, |capture| capture.mode);
         let admin = section(f, "admin", |f| admin(f, mode));
+        let agent = section(f, "agent", |f| agent::read(f, state_dir.as_deref()));
         let log = self.log();
         let mut pods = match (f.optional("pods"), &trust_domain) {
             (Some(list), Some(trust_domain)) => pods::read(&list, trust_domain, mode),
@@ -104,6 +105,7 @@ impl Reader<'_> {
             identity: identity?,
             admin: admin?,
             log: log?,
+            agent: agent?,
             pods,
         })
     }
@@ -323,7 +325,7 @@ impl Reader<'_> {
 }
 
 /// Reads a map of fields that all have defaults: absent is the same as empty.
-fn section<'a, T>(
+pub(super) fn section<'a, T>(
     fields: &mut Fields<'a>,
     name: &'static str,
     read: impl FnOnce(&mut Fields<'a>) -> Option<T>,

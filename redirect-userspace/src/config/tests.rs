@@ -1,3 +1,4 @@
+mod agent;
 mod modes;
 mod properties;
 
@@ -107,6 +108,7 @@ fn the_defaults_are_those_of_the_manual() {
             filter: "info".into(),
             format: LogFormat::Text,
         },
+        agent: agent::without_settings(Some("/run/redirect/agent.sock".into())),
         pods: Vec::new(),
     };
     assert_eq!(config, expected);

@@ -5,6 +5,7 @@ pub mod bpf_probe;
 pub mod bpffs;
 pub mod cgroup;
 pub mod datagram;
+pub mod inotify;
 pub mod memory;
 pub mod netns;
 pub mod socket;

@@ -79,6 +79,7 @@ prop_compose! {
         metrics in prop::option::of(any::<std::net::SocketAddrV4>().prop_map(SocketAddr::V4)),
     ) -> Config {
         let ms = Duration::from_millis;
+        let socket = Path::new(&state_dir).join("agent.sock");
         Config {
             node, trust_domain, cluster_id, network, state_dir, workloads,
             workers: NonZeroUsize::new(workers).unwrap(),
@@ -101,6 +102,7 @@ prop_compose! {
             },
             admin: AdminConfig { metrics, readiness: None },
             log: LogConfig { filter: "info".into(), format: LogFormat::Text },
+            agent: super::agent::without_settings(Some(socket)),
             pods: Vec::new(),
         }
     }

@@ -1,0 +1,73 @@
+//! The part `agent`: where the node agent learns of pods.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    AgentConfig, CniEnrolment, KubernetesConfig, ZdsConfig,
+    read::{absolute, boolean, section},
+};
+use crate::{document::Fields, identity::spiffe::check_segment};
+
+pub(super) fn read(f: &mut Fields<'_>, state_dir: Option<&Path>) -> Option<AgentConfig> {
+    let socket = match f.raw("socket") {
+        Some(node) if node.is_null() => None,
+        Some(node) => absolute(&node),
+        None => state_dir.map(|directory| directory.join("agent.sock")),
+    };
+    let host = section(f, "host", |f| {
+        Some(super::HostPaths {
+            proc: path(f, "proc", "/proc"),
+            cgroup: f.optional("cgroup").and_then(|node| absolute(&node)),
+        })
+    });
+    let kubernetes = f.optional("kubernetes").map(|node| {
+        let mut fields = node.fields()?;
+        let f = &mut fields;
+        let config = KubernetesConfig {
+            kubeconfig: f.optional("kubeconfig").and_then(|node| absolute(&node)),
+            workloads: boolean(f, "workloads", false),
+        };
+        fields.end();
+        Some(config)
+    });
+    let cni = section(f, "cni", cni);
+    let zds = section(f, "zds", |f| {
+        let config = ZdsConfig {
+            serve: f.optional("serve").and_then(|node| absolute(&node)),
+            connect: f.optional("connect").and_then(|node| absolute(&node)),
+        };
+        if config.serve.is_some() && config.connect.is_some() {
+            f.fail("serve (we drive another proxy) and connect (another agent drives ours) exclude each other");
+        }
+        Some(config)
+    });
+    Some(AgentConfig {
+        socket,
+        host: host?,
+        kubernetes: match kubernetes {
+            Some(kubernetes) => Some(kubernetes?),
+            None => None,
+        },
+        cni: cni?,
+        zds: zds?,
+    })
+}
+
+fn cni(f: &mut Fields<'_>) -> Option<CniEnrolment> {
+    let enroll = boolean(f, "enroll", false);
+    let mut segment = |field, part| match f.optional(field) {
+        Some(node) => node.checked(|text| check_segment(part, text).map(|()| text.to_owned())),
+        None => Some("default".to_owned()),
+    };
+    Some(CniEnrolment {
+        enroll,
+        namespace: segment("namespace", "namespace")?,
+        service_account: segment("serviceAccount", "service account")?,
+    })
+}
+
+fn path(f: &mut Fields<'_>, field: &'static str, default: &str) -> PathBuf {
+    f.optional(field)
+        .and_then(|node| absolute(&node))
+        .unwrap_or_else(|| default.into())
+}
