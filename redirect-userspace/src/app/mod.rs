@@ -1,11 +1,12 @@
 //! The daemon: puts its parts together, captures the configured pods, and lets go in order.
 
+pub mod handover;
 mod instance;
 mod own_cgroup;
 pub mod pods;
 mod record;
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use redirect_common::ports;
@@ -14,7 +15,11 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use self::{instance::Instance, pods::Pods};
+use self::{
+    handover::{Event, Handover, Predecessor, Way},
+    instance::Instance,
+    pods::Pods,
+};
 use crate::{
     admin::{self, Readiness},
     capture,
@@ -30,26 +35,37 @@ use crate::{
 /// Pods whose capture is looked after in one turn: each costs some milliseconds where rules have to be listed.
 const VERIFIED_AT_ONCE: usize = 8;
 
-/// Runs until SIGTERM or SIGINT, then drains.
-pub fn run(mut config: Config) -> anyhow::Result<()> {
+/// How long a daemon that is taken over from accepts what already began to connect to it, with one lost packet on the way.
+const LATE_HANDSHAKES: Duration = Duration::from_secs(2);
+/// How long a daemon that takes over waits for the first workload data.
+const FIRST_WORKLOADS: Duration = Duration::from_secs(30);
+
+/// Runs until SIGTERM or SIGINT, or until another daemon has taken over; then drains.
+pub fn run(mut config: Config, take_over: bool) -> anyhow::Result<()> {
     telemetry::log::start(&config.log).context("log.filter")?;
-    let _instance = Instance::claim(&config.state_dir)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (instance, predecessor) = runtime.block_on(handover::claim(&config.state_dir, take_over))?;
     // Before any thread exists: threads started earlier would stay in the old cgroup.
     let cgroup = match config.capture.backend {
         Backend::None => None,
         Backend::Auto | Backend::Ebpf | Backend::Iptables | Backend::Nftables => {
             let configured = config.capture.cgroup.as_deref();
-            Some(own_cgroup::enter(&config.state_dir, configured)?)
+            let is_alone = predecessor.is_none();
+            Some(own_cgroup::enter(&config.state_dir, configured, is_alone)?)
         }
     };
     config.capture = capture::choose_backend(config.capture)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(daemon(config, cgroup.as_deref()))
+    runtime.block_on(daemon(config, cgroup.as_deref(), instance, predecessor))
 }
 
-async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
+async fn daemon(
+    config: Config,
+    cgroup: Option<&Path>,
+    instance: Instance,
+    mut predecessor: Option<Predecessor>,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -66,6 +82,14 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     };
     tokio::spawn(workloads.clone().watch(config.workloads.clone(), defaults));
 
+    let way = Way::of(&config.capture);
+    if let Some(predecessor) = &predecessor {
+        predecessor.check(&way)?;
+        // Else connections would come to a daemon that holds or refuses them.
+        if workloads.wait_ready(FIRST_WORKLOADS).await.is_none() {
+            anyhow::bail!("no workload data within {FIRST_WORKLOADS:?}: not taking over");
+        }
+    }
     let mut capture = capture::open(&config.capture, cgroup)?;
     let mut metrics = Metrics::new(&config.node);
     metrics.register(capture.counters(), workloads.clone(), identities.clone());
@@ -73,7 +97,11 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     metrics.dev_ca.set(identities.is_dev_ca().into());
 
     let readiness = Readiness::default();
-    admin::start(&config.admin, metrics.clone(), readiness.clone()).await?;
+    let admin = || admin::start(&config.admin, metrics.clone(), readiness.clone());
+    let mut endpoints = match predecessor {
+        None => admin().await?,
+        Some(_) => admin::Endpoints::default(),
+    };
     capture.start();
 
     let orig_dst = Chain::new(
@@ -104,8 +132,29 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     });
     let workers = Workers::start(config.workers, &shared)?;
     let mut pods = Pods::new(shared, capture, config.capture.mode, &config.state_dir);
-    pods.remove_stale(&config.pods);
-    let failed = pods.add_all(config.pods, &workers).await;
+    match &mut predecessor {
+        None => {
+            pods.settle();
+            pods.remove_stale(&config.pods);
+        }
+        Some(predecessor) => {
+            let sockets = predecessor.sockets();
+            pods.succeed(predecessor.cgroup.as_deref(), sockets)?;
+        }
+    }
+    let failed = pods.add_all(config.pods.clone(), &workers).await;
+    pods.forget_inherited();
+    let mut draining = None;
+    if let Some(predecessor) = predecessor {
+        if failed > 0 && pods.count() == 0 {
+            anyhow::bail!("no pod could be captured: not taking over");
+        }
+        draining = Some(predecessor.dismiss().await?);
+        endpoints = admin().await?;
+        pods.remove_stale(&config.pods);
+    }
+    instance.sign()?;
+    let mut handover = Handover::listen(&instance, way, cgroup.map(Path::to_owned))?;
     if matches!(
         config.capture.backend,
         Backend::Iptables | Backend::Nftables
@@ -123,8 +172,43 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     let interval = config.capture.verify_interval;
     let mut verify = tokio::time::interval_at(Instant::now() + interval, interval);
     verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut is_handing_over, mut successor) = (false, None);
     loop {
+        let ended = async {
+            match &draining {
+                Some(draining) => draining.ended().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            () = ended => {
+                draining = None;
+                pods.settle();
+                if let Some(own) = cgroup {
+                    own_cgroup::remove_others(&config.state_dir, own)?;
+                }
+                tracing::info!(target: "redirect", "the daemon before this one has ended");
+            }
+            event = handover.next() => match event {
+                // Without an answer it is refused.
+                Event::Asked(_) if draining.is_some() => {}
+                Event::Asked(answer) => {
+                    tracing::info!(target: "redirect", "another daemon is taking over");
+                    is_handing_over = true;
+                    // It may have gone meanwhile, which the next event says.
+                    let _ = answer.send(pods.estate()?);
+                }
+                Event::Failed(error) => {
+                    tracing::error!(target: "redirect", %error, "the other daemon did not take over: this one goes on");
+                    is_handing_over = false;
+                    pods.resume();
+                }
+                Event::Ready(next) => {
+                    tracing::info!(target: "redirect", limit = ?config.proxy.drain, "another daemon has taken over: draining");
+                    successor = Some(next);
+                    break;
+                }
+            },
             _ = terminate.recv() => {
                 tracing::info!(target: "redirect", limit = ?config.proxy.drain, "SIGTERM: draining");
                 break;
@@ -137,11 +221,21 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
                 tracing::info!(target: "redirect", "SIGHUP: looking after the capture of all pods");
                 pods.reassert(usize::MAX);
             }
-            _ = verify.tick() => pods.reassert(VERIFIED_AT_ONCE),
+            _ = verify.tick(), if !is_handing_over => pods.reassert(VERIFIED_AT_ONCE),
         }
     }
     readiness.set(false);
-    pods.stand_down();
+    match &successor {
+        Some(successor) => {
+            // The successor has it, and if that one fails another daemon may start beside what is left of this one.
+            drop(instance);
+            endpoints.close().await;
+            successor.release().await;
+            workers.leave_dns().await?;
+            tokio::time::sleep(LATE_HANDSHAKES).await;
+        }
+        None => pods.stand_down(),
+    }
     pods.close_listeners();
     // Certificates, workload data and metrics go on while connections finish; a second signal ends the wait.
     let drained = tokio::task::spawn_blocking(move || workers.drain());
@@ -150,7 +244,9 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
         _ = terminate.recv() => tracing::warn!(target: "redirect", "second signal: not waiting any longer"),
         _ = interrupt.recv() => tracing::warn!(target: "redirect", "second signal: not waiting any longer"),
     }
-    if config.capture.detach_on_exit {
+    if successor.is_some() {
+        tracing::info!(target: "redirect", "all connections of before have ended");
+    } else if config.capture.detach_on_exit {
         pods.clean_all();
         drop(pods);
         capture::uninstall(&config.capture.bpffs).context("remove the pinned programs and maps")?;
@@ -185,8 +281,9 @@ pub fn uninstall(bpffs: &Path, state_dir: &Path) -> anyhow::Result<usize> {
     let pods = pods::clean_recorded(state_dir).context("clean up in the pods' namespaces");
     let cgroup = own_cgroup::remove(state_dir);
     drop(_instance);
+    let socket = handover::remove(state_dir).context("remove the socket for take-overs");
     let instance = instance::remove(state_dir).context("remove the state directory");
     let removed = capture?;
-    pods.and(cgroup).and(instance)?;
+    pods.and(cgroup).and(socket).and(instance)?;
     Ok(removed)
 }

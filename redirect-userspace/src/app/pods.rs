@@ -10,12 +10,16 @@ use std::{
 };
 
 mod error;
+mod inherited;
 mod reassert;
 
 use redirect_common::ports;
 
 pub use self::error::PodError;
-use super::record::{self, Record};
+use super::{
+    handover::Estate,
+    record::{self, Record},
+};
 use crate::{
     capture::{self, Applied, Capture, Delivery, Sockets},
     config::Mode,
@@ -38,11 +42,15 @@ pub struct Pods {
     /// Whose turn it is to be [looked after](Self::reassert).
     turn: Option<PodUid>,
     sites: HashMap<SiteId, Listeners>,
+    /// Of the daemon from which this one takes over, until they are needed.
+    inherited: Estate,
 }
 
 struct Captured {
     context: Arc<PodContext>,
     site: SiteId,
+    /// Where its queries are answered, if they are.
+    dns: Option<dns::Sockets>,
 }
 
 /// Where a pod's listeners are.
@@ -69,6 +77,7 @@ impl Pods {
             captured: HashMap::new(),
             turn: None,
             sites: HashMap::new(),
+            inherited: Estate::default(),
         }
     }
 
@@ -164,12 +173,22 @@ impl Pods {
         workers.join(place.site, &context).await?;
         // Where pods share a namespace, a query does not tell whose it is.
         let dns = pod.options.capture_dns && place.tenancy == Tenancy::OnePod;
-        if dns && let Err(error) = serve_dns(&context, workers).await {
-            workers.leave(place.site, &pod.uid, Duration::ZERO).await?;
-            return Err(error);
-        }
+        let dns = match dns {
+            true => self.serve_dns(&context, workers).await.map(Some),
+            false => Ok(None),
+        };
+        let dns = match dns {
+            Ok(dns) => dns,
+            Err(error) => {
+                workers.leave(place.site, &pod.uid, Duration::ZERO).await?;
+                return Err(error);
+            }
+        };
         let applied = match self.sites.get(&place.site) {
-            Some(listeners) => self.capture.apply(pod, netns, &sockets(listeners, dns)),
+            Some(listeners) => {
+                let sockets = sockets(listeners, dns.as_ref());
+                self.capture.apply(pod, netns, &sockets)
+            }
             None => unreachable!("the site was opened before its pods are added"),
         };
         let applied = match applied {
@@ -182,7 +201,7 @@ impl Pods {
         self.forget_earlier(pod, netns, earlier)?;
         let site = place.site;
         self.captured
-            .insert(pod.uid.clone(), Captured { context, site });
+            .insert(pod.uid.clone(), Captured { context, site, dns });
         Ok(applied)
     }
 
@@ -225,17 +244,42 @@ impl Pods {
         if self.sites.contains_key(&place.site) {
             return Ok(());
         }
-        let listeners =
-            Listeners::open(&place.netns, place.standpoint).map_err(|(port, source)| {
-                PodError::Listen {
-                    port,
-                    netns: place.netns.path(),
-                    source,
-                }
-            })?;
+        let steered = self.capture.steers();
+        let inherited = self.inherited.sites.remove(&place.site.0);
+        let listeners = match inherited.filter(|_| !steered) {
+            Some(inherited) => Ok(inherited),
+            None => Listeners::open(&place.netns, place.standpoint, steered),
+        };
+        let listeners = listeners.map_err(|(port, source)| PodError::Listen {
+            port,
+            netns: place.netns.path(),
+            source,
+        })?;
         workers.open(place.site, place.tenancy, &listeners).await?;
         self.sites.insert(place.site, listeners);
         Ok(())
+    }
+
+    /// Answers the pod's queries; returns the sockets.
+    async fn serve_dns(
+        &mut self,
+        context: &Arc<PodContext>,
+        workers: &Workers,
+    ) -> Result<dns::Sockets, PodError> {
+        let steered = self.capture.steers();
+        let sockets = match self.inherited.dns.remove(&context.pod.uid) {
+            Some(inherited) => inherited.inherit(&context.netns, steered),
+            None => dns::Sockets::open(&context.netns, steered),
+        };
+        let listen = |source| PodError::Listen {
+            port: ports::DNS,
+            netns: context.netns.path(),
+            source,
+        };
+        let sockets = sockets.map_err(listen)?;
+        let served = sockets.try_clone().map_err(listen)?;
+        workers.serve_dns(context, served).await?;
+        Ok(sockets)
     }
 
     async fn close_unused(&mut self, site: SiteId, workers: &Workers) {
@@ -361,21 +405,12 @@ impl Pods {
     }
 }
 
-async fn serve_dns(context: &Arc<PodContext>, workers: &Workers) -> Result<(), PodError> {
-    let sockets = dns::Sockets::open(&context.netns).map_err(|source| PodError::Listen {
-        port: ports::DNS,
-        netns: context.netns.path(),
-        source,
-    })?;
-    Ok(workers.serve_dns(context, sockets).await?)
-}
-
-fn sockets(listeners: &Listeners, dns: bool) -> Sockets<'_> {
+fn sockets<'a>(listeners: &'a Listeners, dns: Option<&'a dns::Sockets>) -> Sockets<'a> {
     Sockets {
         outbound: listeners.outbound.as_fd(),
         inbound_plaintext: listeners.inbound_plaintext.as_fd(),
         hbone: listeners.hbone.as_fd(),
-        dns,
+        dns: dns.map(|sockets| sockets.tcp.as_fd()),
     }
 }
 

@@ -21,6 +21,12 @@ pub struct Run {
     /// The configuration file: TOML if it ends in .toml, else YAML
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Take over from the daemon that runs with the same state directory, if one does
+    ///
+    /// New connections come to this one from then on; the other finishes those that it has, until its drain limit, and ends. If
+    /// this one does not become ready, the other goes on.
+    #[arg(long)]
+    take_over: bool,
     #[command(flatten)]
     pub(super) flags: RunFlags,
 }
@@ -72,7 +78,7 @@ impl RunFlags {
 impl Run {
     pub(super) fn execute(self, host: &Host) -> anyhow::Result<ExitCode> {
         let config = Config::load(&self.config, host, &self.flags.resolve())?;
-        app::run(config)?;
+        app::run(config, self.take_over)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -71,6 +71,7 @@ enum Command {
     Leave(SiteId, PodUid, Duration),
     Close(SiteId),
     ServeDns(Arc<PodContext>, dns::Sockets),
+    LeaveDns,
 }
 
 type Told = (Command, oneshot::Sender<io::Result<()>>);
@@ -145,6 +146,11 @@ impl Workers {
         let turn = self.dns.fetch_add(1, Ordering::Relaxed) % self.commands.len();
         let mut command = Some(Command::ServeDns(context.clone(), sockets));
         self.tell_some(turn..turn + 1, || command.take()).await
+    }
+
+    /// Leaves new DNS queries to another daemon that has the same sockets. Those that were received are answered.
+    pub async fn leave_dns(&self) -> Result<(), WorkersError> {
+        self.tell(|| Some(Command::LeaveDns)).await
     }
 
     /// Tells each worker a command, and waits until all have done it.
@@ -365,6 +371,7 @@ impl Sites {
                 self.worker.pool.remove(&uid);
             }
             Command::Close(id) => drop(self.open.remove(&id)),
+            Command::LeaveDns => self.dns.clear(),
             Command::ServeDns(context, sockets) => {
                 let stop = watch::Sender::new(false);
                 let client = dns::Client {

@@ -218,7 +218,7 @@ pub fn apply(capture: &mut EbpfCapture, pod: &Pod, netns: &Netns) -> Result<Appl
         outbound: listener.as_fd(),
         inbound_plaintext: listener.as_fd(),
         hbone: listener.as_fd(),
-        dns: false,
+        dns: None,
     };
     capture.apply(pod, netns, &sockets)
 }
@@ -308,7 +308,7 @@ impl Proxies {
             outbound: self.outbound.listener.as_fd(),
             inbound_plaintext: self.inbound_plaintext.listener.as_fd(),
             hbone: self.hbone.listener.as_fd(),
-            dns: false,
+            dns: None,
         }
     }
 }

@@ -171,7 +171,7 @@ fn by_a_filter() {
         outbound: listener.as_fd(),
         inbound_plaintext: listener.as_fd(),
         hbone: listener.as_fd(),
-        dns: false,
+        dns: None,
     };
     let apply = |capture: &mut EbpfCapture| {
         capture

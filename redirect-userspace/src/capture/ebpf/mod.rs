@@ -22,6 +22,7 @@ use self::{
     prober::Prober,
     resolver::{AcceptedSockets, PodNumbers},
     subject::Subject,
+    succession::{inherit, remove_orphans},
     tables::Tables,
 };
 use super::{Applied, Capture, CaptureError, Repair, Sockets, VerdictCounters, older};
@@ -51,6 +52,7 @@ mod resolver;
 mod route;
 mod sharers;
 mod subject;
+mod succession;
 mod tables;
 
 /// Names of captured pods by the cookie of their network namespace, for events.
@@ -60,6 +62,8 @@ pub struct EbpfCapture {
     object: Object,
     /// The daemon's.
     own: Cgroup,
+    /// That of the daemon from which this one takes over, while it runs.
+    predecessor: Option<Cgroup>,
     pins: Pins,
     tables: Tables,
     inbound: Inbound,
@@ -101,7 +105,8 @@ impl EbpfCapture {
         if mounted {
             tracing::info!(path = %config.bpffs.display(), "mounted a BPF file system");
         }
-        let pins = Pins::create(&config.bpffs)?;
+        let pins = Pins::create(&config.bpffs, config.abi)?;
+        inherit(&pins)?;
         let mut object = Object::load(&pins)?;
         let mut tables = Tables::open(&mut object)?;
         tables.configure(config.events)?;
@@ -115,7 +120,7 @@ impl EbpfCapture {
         let dns = Arc::new(DnsMap::open(&pins.map(names::DNS))?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         let own = Cgroup::open(cgroup)?;
-        tables.set_proxy(own.id)?;
+        tables.add_proxy(own.id)?;
         if config.mode == Mode::Dedicated {
             tables.exempt_dedicated(own.id)?;
         }
@@ -129,6 +134,7 @@ impl EbpfCapture {
         Ok(Self {
             object,
             own,
+            predecessor: None,
             pins,
             prober: Some(prober),
             tables,
@@ -183,7 +189,7 @@ impl EbpfCapture {
             false => 0,
         };
         // Of workloads that share a namespace, the programs do not know who asks.
-        let dns = sockets.dns && subject.pod.cgroup_only.is_none();
+        let dns = sockets.dns.is_some() && subject.pod.cgroup_only.is_none();
         let numbers = self.tables.add(subject, flags, dns)?;
         self.numbers.insert(numbers.pod, &subject.pod.uid);
         self.inbound.add(numbers, subject, sockets)
@@ -273,7 +279,7 @@ impl Capture for EbpfCapture {
         netns: &Netns,
         sockets: &Sockets<'_>,
     ) -> Result<Applied, CaptureError> {
-        let subject = Subject::find(pod, netns, &self.own)?;
+        let subject = Subject::find(pod, netns, &self.own, self.predecessor.as_ref())?;
         let netns_cookie = subject.netns_cookie;
         self.check_addresses(&subject)?;
         let is_new = !self.tables.has(&subject);
@@ -307,6 +313,9 @@ impl Capture for EbpfCapture {
         let stays = |old: &Place| pod.cgroup_only.is_none() && old.netns_cookie == netns_cookie;
         for old in left.into_iter().filter(|old| !stays(old)) {
             self.forget(old)?;
+        }
+        if self.predecessor.is_none() {
+            self.pins.remove_other_versions()?;
         }
         if pod.cgroup_only.is_none() {
             self.names
@@ -350,7 +359,7 @@ impl Capture for EbpfCapture {
     }
 
     fn inspect(&self) -> Result<Vec<PodUid>, CaptureError> {
-        self.pins.pods()
+        self.pins.pods_of_all_versions()
     }
 
     fn resolver(&self) -> Arc<dyn OrigDstResolver> {
@@ -367,6 +376,18 @@ impl Capture for EbpfCapture {
 
     fn counters(&self) -> VerdictCounters {
         self.counters.clone()
+    }
+
+    fn steers(&self) -> bool {
+        true
+    }
+
+    fn succeed(&mut self, predecessor: &Path) -> Result<(), CaptureError> {
+        self.stand_beside(predecessor)
+    }
+
+    fn settle(&mut self) -> Result<(), CaptureError> {
+        self.stand_alone()
     }
 
     fn start(&mut self) {
@@ -409,29 +430,4 @@ pub fn clean_netns(netns: &Netns) -> Result<(), CaptureError> {
         reserved::remove(netns),
     ];
     CaptureError::collect(results.into_iter().filter_map(Result::err).collect())
-}
-
-/// Removes map entries of pods without pins: a daemon was killed between one step and the next.
-fn remove_orphans(
-    pins: &Pins,
-    tables: &mut Tables,
-    inbound: &mut Inbound,
-) -> Result<(), CaptureError> {
-    let mut pinned = Vec::new();
-    for uid in pins.pods()? {
-        pinned.extend(pins.places(&uid)?);
-    }
-    for place in tables.places()? {
-        let is_pinned = |pin: &Place| {
-            let is_there = place.cgroup == 0 || place.cgroup == pin.cgroup;
-            place.netns_cookie == pin.netns_cookie && is_there
-        };
-        if !pinned.iter().any(is_pinned) {
-            for number in tables.remove(place)? {
-                inbound.remove(number)?;
-            }
-        }
-    }
-    let cookies: Vec<_> = pinned.iter().map(|place| place.netns_cookie).collect();
-    inbound.remove_orphans(&cookies)
 }

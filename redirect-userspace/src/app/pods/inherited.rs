@@ -1,0 +1,68 @@
+//! One daemon takes over from another: what it is given of that one's sockets, and what it gives when its own turn comes.
+
+use std::{io, path::Path};
+
+use super::Pods;
+use crate::{app::handover::Estate, capture::CaptureError, sys::netns::Netns};
+
+impl Pods {
+    /// Goes on with the sockets of the daemon in this cgroup, which still runs.
+    pub fn succeed(
+        &mut self,
+        predecessor: Option<&Path>,
+        sockets: Estate,
+    ) -> Result<(), CaptureError> {
+        self.inherited = sockets;
+        match predecessor {
+            Some(cgroup) => self.capture.succeed(cgroup),
+            None => Ok(()),
+        }
+    }
+
+    /// What was not needed: a listener must not outlive the daemon that accepts on it.
+    pub fn forget_inherited(&mut self) {
+        self.inherited = Estate::default();
+    }
+
+    /// No other daemon runs on this node.
+    pub fn settle(&mut self) {
+        if let Err(error) = self.capture.settle() {
+            tracing::error!(%error, "not all that was made for another daemon is gone");
+        }
+    }
+
+    /// The sockets of all pods, for a daemon that takes over.
+    pub fn estate(&self) -> io::Result<Estate> {
+        let mut estate = Estate::default();
+        for (site, listeners) in &self.sites {
+            estate.sites.insert(site.0, listeners.try_clone()?);
+        }
+        for (uid, captured) in &self.captured {
+            if let Some(sockets) = &captured.dns {
+                estate.dns.insert(uid.clone(), sockets.try_clone()?);
+            }
+        }
+        Ok(estate)
+    }
+
+    /// The daemon that wanted to take over has failed: all connections come to this one again.
+    pub fn resume(&mut self) {
+        for (uid, captured) in &self.captured {
+            let pod = &captured.context.pod;
+            let Some(listeners) = self.sites.get(&captured.site) else {
+                continue;
+            };
+            let sockets = super::sockets(listeners, captured.dns.as_ref());
+            let applied = Netns::open(&pod.netns)
+                .map_err(|error| error.to_string())
+                .and_then(|netns| {
+                    let applied = self.capture.apply(pod, &netns, &sockets);
+                    applied.map_err(|error| error.to_string())
+                });
+            if let Err(error) = applied {
+                tracing::error!(pod = %uid, error, "cannot capture the pod again");
+            }
+        }
+        self.settle();
+    }
+}
