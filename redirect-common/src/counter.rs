@@ -88,6 +88,10 @@ named! {
         Metadata = "metadata",
         /// The pod's own address.
         OwnAddress = "own_address",
+        /// The caller is in the cgroup of none of the workloads that share its namespace.
+        UnknownCaller = "unknown_caller",
+        /// At an address that workloads share, but nothing that one of them serves.
+        NotServed = "not_served",
         /// The caller is in a network namespace in which we do not listen.
         ForeignNetns = "foreign_netns",
         ExcludedPort = "excluded_port",

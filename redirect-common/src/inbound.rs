@@ -3,7 +3,7 @@
 use crate::{
     Addr, Reason,
     decide::{self, Lists},
-    maps::{Caller, InboundEntry, List, PassEntry, PassKey, inbound_flags},
+    maps::{Caller, InboundEntry, List, PassEntry, PassKey, SocketKind, inbound_flags},
     ports,
 };
 
@@ -23,6 +23,8 @@ pub enum Decision {
     Refuse(Reason),
     /// The proxy's listener for plaintext gets it.
     Capture,
+    /// This listener of the proxy gets it, whoever else may have taken the port.
+    Steer(SocketKind, Reason),
 }
 
 /// What there is at addresses that nobody said are a pod's.
@@ -40,6 +42,8 @@ pub trait Lookups: Lists {
     fn pod_at(&self, addr: &Addr) -> Option<InboundEntry>;
     /// A connection that is registered to pass.
     fn passing(&self, flow: &PassKey) -> Option<PassEntry>;
+    /// Whether a workload that shares the address serves there.
+    fn is_served(&self, addr: &Addr, port: u16) -> bool;
     /// Whether the proxy made this connection but found no place to register it.
     fn is_barred(&self, flow: &PassKey) -> bool;
 }
@@ -59,7 +63,10 @@ pub fn arrival(
     }
     // Also the addresses that stand for captured destinations: the way of a redirected connect to the proxy.
     if is_loopback(&flow.dst) {
-        return of_nobody(Decision::Pass(Reason::Loopback));
+        return match elsewhere {
+            Elsewhere::Refused => of_nobody(Decision::Pass(Reason::Loopback)),
+            Elsewhere::Passed => to_loopback(arrival, lookups),
+        };
     }
     let Some(pod) = lookups.pod_at(&flow.dst) else {
         return of_nobody(match elsewhere {
@@ -67,7 +74,69 @@ pub fn arrival(
             Elsewhere::Passed => Decision::Pass(Reason::UnknownAddress),
         });
     };
-    (to_pod(&pod, arrival, lookups), pod)
+    match pod.flags & inbound_flags::SHARED != 0 {
+        true => (to_shared(&pod, arrival, lookups), pod),
+        false => (to_pod(&pod, arrival, lookups), pod),
+    }
+}
+
+/// In a namespace that workloads share, somebody else may have taken our port while no daemon ran: what was captured does not go
+/// there. Its source is an address of the workload.
+#[inline(always)]
+fn to_loopback(arrival: &Arrival, lookups: &impl Lookups) -> (Decision, InboundEntry) {
+    let flow = &arrival.flow;
+    if arrival.is_tcp
+        && flow.dst_port == ports::OUTBOUND
+        && let Some(pod) = lookups.pod_at(&flow.src)
+        && pod.flags & inbound_flags::SHARED != 0
+    {
+        let steer = Decision::Steer(SocketKind::Outbound, Reason::Loopback);
+        return (steer, pod);
+    }
+    let pass = Decision::Pass(Reason::Loopback);
+    (pass, InboundEntry::default())
+}
+
+/// To an address that workloads share with each other, and perhaps with processes that are none of ours.
+#[inline(always)]
+fn to_shared(pod: &InboundEntry, arrival: &Arrival, lookups: &impl Lookups) -> Decision {
+    let flow = &arrival.flow;
+    let is_own = || {
+        lookups
+            .pod_at(&flow.src)
+            .is_some_and(|source| source.pod == pod.pod)
+    };
+    match flow.dst_port {
+        ports::INBOUND_HBONE if arrival.is_tcp => {
+            return Decision::Steer(SocketKind::Hbone, Reason::Hbone);
+        }
+        // A redirected connect of a socket that is bound to a device.
+        ports::OUTBOUND if is_own() => {
+            return Decision::Steer(SocketKind::Outbound, Reason::OwnAddress);
+        }
+        ports::OUTBOUND | ports::INBOUND_PLAINTEXT | ports::DNS => {
+            return Decision::Refuse(Reason::OwnPort);
+        }
+        _ => {}
+    }
+    if let Some(passing) = lookups.passing(flow) {
+        return Decision::Pass(passing_reason(&passing));
+    }
+    if lookups.is_barred(flow) {
+        return Decision::Refuse(Reason::FlowLimit);
+    }
+    match lookups.is_served(&flow.dst, flow.dst_port) {
+        true => Decision::Capture,
+        false => Decision::Pass(Reason::NotServed),
+    }
+}
+
+#[inline(always)]
+fn passing_reason(passing: &PassEntry) -> Reason {
+    match passing.caller == Caller::Proxy as u32 {
+        true => Reason::FromProxy,
+        false => Reason::Probe,
+    }
 }
 
 #[inline(always)]
@@ -90,10 +159,7 @@ pub fn to_pod(pod: &InboundEntry, arrival: &Arrival, lookups: &impl Lookups) -> 
         return Decision::Refuse(Reason::OwnPort);
     }
     if let Some(passing) = lookups.passing(flow) {
-        return Decision::Pass(match passing.caller == Caller::Proxy as u32 {
-            true => Reason::FromProxy,
-            false => Reason::Probe,
-        });
+        return Decision::Pass(passing_reason(&passing));
     }
     // Captured, the proxy's own connection would go round and round.
     if lookups.is_barred(flow) {

@@ -24,6 +24,8 @@ pub const MAX_PASSING_PER_POD: u32 = 4_096;
 /// How many of the proxy's own connections to apps are remembered as having found no place among those.
 pub const MAX_BARRED: u32 = 1_024;
 pub const MAX_EXEMPT_CGROUPS: u32 = 16_384;
+pub const MAX_SHARERS: u32 = MAX_PODS;
+pub const MAX_SERVICES: u32 = 16_384;
 /// DNS servers that the pods of a node ask over UDP. One pod has at most twice [`SLOTS`](crate::dns::SLOTS).
 pub const MAX_DNS_SERVERS: u32 = 131_072;
 /// Cgroups of proxies: one, but for the moment in which one daemon takes over from another.
@@ -124,6 +126,21 @@ map_types! {
         pub pod: u32,
         pub padding: u32,
     } size 16;
+
+    /// Key of `rdr_sharers`: a workload that shares its network namespace with others. The value is its [`PodEntry`].
+    pub struct SharerKey {
+        pub netns_cookie: u64,
+        /// The cgroup v2 id of the workload's cgroup.
+        pub cgroup: u64,
+    } size 16;
+
+    /// Key of `rdr_services`: what such a workload serves. The value is the workload's number.
+    pub struct ServiceKey {
+        pub addr: Addr,
+        /// In host byte order.
+        pub port: u16,
+        pub padding: u16,
+    } size 20;
 
     /// Key of `rdr_flows`: a connection as both of its ends see it.
     pub struct FlowKey {
@@ -267,6 +284,8 @@ pub mod pod_flags {
     pub const DEDICATED: u32 = 1 << 8;
     /// A guard is on the pod's interfaces: what is let pass has to be marked.
     pub const GUARDED: u32 = 1 << 16;
+    /// Several workloads share the namespace: whose a connection is, the caller's cgroup says (`rdr_sharers`).
+    pub const BY_CGROUP: u32 = 1 << 24;
 }
 
 /// Bits of [`InboundEntry::flags`].
@@ -285,6 +304,8 @@ pub mod inbound_flags {
     pub const PROBED_PORTS: u32 = 1 << 6;
     /// The proxy serves metrics and readiness inside the pod.
     pub const SERVES_ADMIN: u32 = 1 << 7;
+    /// Workloads share the address: only what is in `rdr_services` is captured.
+    pub const SHARED: u32 = 1 << 16;
 }
 
 /// Names of the maps, which are those of their pins.
@@ -307,13 +328,15 @@ pub mod names {
     pub const PASS: &str = "rdr_pass";
     pub const PASSING: &str = "rdr_passing";
     pub const BARRED: &str = "rdr_barred";
+    pub const SHARERS: &str = "rdr_sharers";
+    pub const SERVICES: &str = "rdr_services";
     pub const PROXIES: &str = "rdr_proxies";
     pub const KNOWN: &str = "rdr_known";
 
     pub const NODE: &str = "rdr_node";
     pub const NODE_PODS: &str = "rdr_node_pods";
 
-    pub const ALL: [&str; 22] = [
+    pub const ALL: [&str; 24] = [
         PODS,
         PENDING,
         OWN,
@@ -332,6 +355,8 @@ pub mod names {
         PASS,
         PASSING,
         BARRED,
+        SHARERS,
+        SERVICES,
         PROXIES,
         KNOWN,
         NODE,

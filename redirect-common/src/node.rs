@@ -210,6 +210,7 @@ pub fn to_pod(
         inbound::Decision::Capture | inbound::Decision::Pass(Reason::OwnAddress) => {
             without_listener(&entry)
         }
+        inbound::Decision::Steer(_, reason) => Decision::Reset(reason),
         inbound::Decision::Pass(reason) => return Decision::Pass(reason),
         inbound::Decision::Refuse(reason) => return Decision::Reset(reason),
     };

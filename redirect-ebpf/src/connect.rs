@@ -15,7 +15,7 @@ use crate::{
     account::{self, Decided},
     ctx::SockAddr,
     dns, known,
-    lookups::Maps,
+    lookups::{self, Maps},
     maps::{self, CLIENT, PODS},
 };
 
@@ -112,9 +112,9 @@ fn let_leave(ctx: &SockAddr, reason: Reason) -> bool {
 #[inline(always)]
 fn decide(ctx: &SockAddr, hook: Hook, dst: Addr, dst_port: u16) -> (Decision, u64) {
     let netns_cookie = ctx.netns_cookie();
-    // SAFETY: entries are replaced as a whole, and only when a pod changes.
-    let Some(pod) = (unsafe { PODS.get(netns_cookie) }) else {
-        return (Decision::Pass(Reason::ForeignNetns), netns_cookie);
+    let pod = match lookups::calling_pod(netns_cookie) {
+        Ok(pod) => pod,
+        Err(decision) => return (decision, netns_cookie),
     };
     let src = if matches!(hook, Hook::Connect4) {
         ctx.bound_addr4()

@@ -16,8 +16,8 @@ use redirect_common::{
         CgroupKey, DnsEntry, DnsKey, EVENTS_BYTES, FlowKey, InboundEntry, MAX_BARRED,
         MAX_DNS_SERVERS, MAX_EXEMPT_CGROUPS, MAX_FLOWS, MAX_INBOUND_ADDRESSES, MAX_NETS,
         MAX_OWN_ADDRESSES, MAX_PASSING, MAX_PASSING_PER_POD, MAX_PODS, MAX_PORTS, MAX_PROXIES,
-        NetKey, NodeEntry, OrigDstEntry, OwnKey, PassEntry, PassKey, PodEntry, PortKey, Settings,
-        SocketKind,
+        MAX_SERVICES, MAX_SHARERS, NetKey, NodeEntry, OrigDstEntry, OwnKey, PassEntry, PassKey,
+        PodEntry, PortKey, ServiceKey, Settings, SharerKey, SocketKind,
     },
 };
 
@@ -43,6 +43,16 @@ pub static NETS: LpmTrie<NetKey, u8, { MAX_NETS as usize }> = LpmTrie::new();
 
 #[btf_map(name = "rdr_xcgroups")]
 pub static EXEMPT_CGROUPS: HashMap<CgroupKey, u8, { MAX_EXEMPT_CGROUPS as usize }, ON_DEMAND> =
+    HashMap::new();
+
+/// Workloads that share a network namespace.
+#[btf_map(name = "rdr_sharers")]
+pub static SHARERS: HashMap<SharerKey, PodEntry, { MAX_SHARERS as usize }, ON_DEMAND> =
+    HashMap::new();
+
+/// What these serve, with their numbers.
+#[btf_map(name = "rdr_services")]
+pub static SERVICES: HashMap<ServiceKey, u32, { MAX_SERVICES as usize }, ON_DEMAND> =
     HashMap::new();
 
 /// Connects between `connect()` and accept. Not an LRU map: one pod must not push out what another waits for.

@@ -240,6 +240,12 @@ impl inbound::Lookups for Known<'_> {
         Maps.passing(flow)
     }
 
+    /// Workloads that share a namespace are not captured in this mode.
+    #[inline(always)]
+    fn is_served(&self, _: &Addr, _: u16) -> bool {
+        false
+    }
+
     #[inline(always)]
     fn is_barred(&self, flow: &PassKey) -> bool {
         Maps.is_barred(flow)

@@ -39,7 +39,8 @@ fn run(ctx: &SkLookupContext, elsewhere: Elsewhere) -> u32 {
     let arrival = arrival(&SkLookup::new(ctx));
     let (decision, pod) = inbound::arrival(&arrival, elsewhere, &Maps);
     let (verdict, reason) = match decision {
-        Decision::Capture => steer(ctx, &pod),
+        Decision::Capture => steer(ctx, &pod, SocketKind::InboundPlaintext, Reason::Captured),
+        Decision::Steer(socket, reason) => steer(ctx, &pod, socket, reason),
         Decision::Pass(reason) => (Verdict::Pass, reason),
         Decision::Refuse(reason) => (Verdict::Refuse, reason),
     };
@@ -63,10 +64,17 @@ fn run(ctx: &SkLookupContext, elsewhere: Elsewhere) -> u32 {
 
 /// Gives the connection to the proxy.
 #[inline(always)]
-fn steer(ctx: &SkLookupContext, pod: &InboundEntry) -> (Verdict, Reason) {
-    let place = SocketKind::InboundPlaintext.place(pod.pod);
-    if SOCKETS.redirect_sk_lookup(ctx, place, 0).is_ok() {
-        return (Verdict::Redirect, Reason::Captured);
+fn steer(
+    ctx: &SkLookupContext,
+    pod: &InboundEntry,
+    socket: SocketKind,
+    reason: Reason,
+) -> (Verdict, Reason) {
+    if SOCKETS
+        .redirect_sk_lookup(ctx, socket.place(pod.pod), 0)
+        .is_ok()
+    {
+        return (Verdict::Redirect, reason);
     }
     match inbound::without_listener(pod) {
         Decision::Pass(reason) => (Verdict::Pass, reason),

@@ -1,6 +1,6 @@
 //! Start, end and everything between: capture outlives the daemon, and lets go only when told to.
 
-use std::{fs, time::Duration};
+use std::{ffi::OsString, fs, path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
 use redirect_tests::{
@@ -360,7 +360,7 @@ fn a_pod_that_cannot_be_captured_stops_no_other() {
 }
 
 #[test]
-fn the_daemon_moves_to_a_cgroup_of_its_own() {
+fn the_daemon_moves_to_a_cgroup_of_its_own_which_goes_with_it() {
     let bed = Testbed::new();
     let node = bed.node("a");
     let (client, outside) = (node.pod("client"), node.pod("outside"));
@@ -377,7 +377,7 @@ fn the_daemon_moves_to_a_cgroup_of_its_own() {
             .contains(&sleeper.pid().cast_signed())
     };
     assert!(wait_until(Duration::from_secs(5), shares));
-    let daemon = spec.start();
+    let mut daemon = spec.start();
     let pids = cgroup::pids(&spec.cgroup()).expect("readable");
     assert!(
         !pids.contains(&daemon.pid().cast_signed()),
@@ -389,6 +389,21 @@ fn the_daemon_moves_to_a_cgroup_of_its_own() {
         server.event("accepted").addr("peer").port(),
         connected.addr("sockname").port()
     );
+    let left = || cgroups_below(&spec.cgroup());
+    assert_eq!(left().len(), 1);
+    daemon.sigkill();
+    let mut next = spec.start();
+    assert_eq!(left().len(), 1, "the earlier daemon's is still there");
+    assert!(next.stop().success());
+    spec.uninstall();
+    assert!(left().is_empty(), "{:?} stays behind", left());
+}
+
+/// The names of a cgroup's children.
+fn cgroups_below(cgroup: &Path) -> Vec<OsString> {
+    let entries = fs::read_dir(cgroup).expect("readable").flatten();
+    let children = entries.filter(|entry| entry.path().is_dir());
+    children.map(|entry| entry.file_name()).collect()
 }
 
 #[test]

@@ -68,6 +68,10 @@ impl inbound::Lookups for Node {
         })
     }
 
+    fn is_served(&self, _: &Addr, _: u16) -> bool {
+        false
+    }
+
     fn is_barred(&self, _: &PassKey) -> bool {
         false
     }

@@ -7,7 +7,7 @@ use crate::{
     Addr, Reason,
     decide::Lists,
     inbound::{self, Arrival, Decision, Elsewhere, Lookups},
-    maps::{Caller, InboundEntry, List, PassEntry, PassKey, inbound_flags::*},
+    maps::{Caller, InboundEntry, List, PassEntry, PassKey, SocketKind, inbound_flags::*},
 };
 
 const POD: u32 = 7;
@@ -82,6 +82,10 @@ impl Lookups for Node {
         })
     }
 
+    fn is_served(&self, at: &Addr, port: u16) -> bool {
+        *at == addr("10.1.0.2") && port == 80
+    }
+
     fn is_barred(&self, flow: &PassKey) -> bool {
         self.barred.contains(&(flow.src, flow.src_port))
     }
@@ -105,6 +109,77 @@ const fn pass(reason: Reason) -> Decision {
 }
 const fn refuse(reason: Reason) -> Decision {
     Decision::Refuse(reason)
+}
+
+#[test]
+fn at_addresses_that_workloads_share_only_what_they_serve() {
+    let steer = Decision::Steer;
+    let outbound = SocketKind::Outbound;
+    for (src, src_port, dst, port, expected) in [
+        ("10.2.0.1", 40_000, "10.1.0.2", 80, CAPTURE),
+        // Also from the same machine: others there are strangers.
+        ("10.1.0.2", 40_000, "10.1.0.2", 80, CAPTURE),
+        ("10.2.0.1", 40_000, "10.1.0.2", 81, pass(Reason::NotServed)),
+        ("10.2.0.1", 40_000, "10.1.0.3", 80, pass(Reason::NotServed)),
+        ("10.2.0.1", 40_001, "10.1.0.2", 80, pass(Reason::FromProxy)),
+        ("10.2.0.1", 40_002, "10.1.0.2", 80, pass(Reason::Probe)),
+        (
+            "10.2.0.1",
+            40_003,
+            "10.1.0.2",
+            80,
+            refuse(Reason::FlowLimit),
+        ),
+        // Whoever took our ports while no daemon ran does not get what is ours.
+        (
+            "10.2.0.1",
+            40_000,
+            "10.1.0.2",
+            15_008,
+            steer(SocketKind::Hbone, Reason::Hbone),
+        ),
+        (
+            "10.1.0.2",
+            40_000,
+            "127.130.1.1",
+            15_001,
+            steer(outbound, Reason::Loopback),
+        ),
+        (
+            "10.1.0.2",
+            40_000,
+            "10.1.0.3",
+            15_001,
+            steer(outbound, Reason::OwnAddress),
+        ),
+        (
+            "10.2.0.1",
+            40_000,
+            "10.1.0.2",
+            15_001,
+            refuse(Reason::OwnPort),
+        ),
+        (
+            "10.1.0.2",
+            40_000,
+            "10.1.0.2",
+            15_006,
+            refuse(Reason::OwnPort),
+        ),
+        ("127.0.0.1", 40_000, "127.0.0.1", 80, pass(Reason::Loopback)),
+        (
+            "10.2.0.1",
+            40_000,
+            "10.7.7.7",
+            80,
+            pass(Reason::UnknownAddress),
+        ),
+    ] {
+        let arrival = arrival(src, src_port, dst, port);
+        let node = Node::new(SHARED);
+        let (decision, _) = inbound::arrival(&arrival, Elsewhere::Passed, &node);
+        assert_eq!(decision, expected, "{src}:{src_port} to {dst}:{port}");
+    }
 }
 
 #[test]

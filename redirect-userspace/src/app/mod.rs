@@ -1,6 +1,7 @@
 //! The daemon: puts its parts together, captures the configured pods, and lets go in order.
 
 mod instance;
+mod own_cgroup;
 pub mod pods;
 mod record;
 
@@ -22,7 +23,6 @@ use crate::{
     identity::{self, IdentityStore, SystemClock, tls::TlsConfigs},
     orig_dst::{Chain, Conntrack, SoOriginalDst},
     proxy::{Shared, Workers},
-    sys::cgroup,
     telemetry::{self, Direction, Metrics},
     workload::{Defaults, WorkloadStore},
 };
@@ -37,10 +37,10 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
     // Before any thread exists: threads started earlier would stay in the old cgroup.
     let cgroup = match config.capture.backend {
         Backend::None => None,
-        Backend::Auto | Backend::Ebpf | Backend::Iptables | Backend::Nftables => Some(
-            cgroup::own(config.capture.cgroup.as_deref())
-                .context("find a cgroup of the daemon's own")?,
-        ),
+        Backend::Auto | Backend::Ebpf | Backend::Iptables | Backend::Nftables => {
+            let configured = config.capture.cgroup.as_deref();
+            Some(own_cgroup::enter(&config.state_dir, configured)?)
+        }
     };
     config.capture = capture::choose_backend(config.capture)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -183,9 +183,10 @@ pub fn uninstall(bpffs: &Path, state_dir: &Path) -> anyhow::Result<usize> {
     let _instance = Instance::claim(state_dir).context("stop the daemon first")?;
     let capture = capture::uninstall(bpffs).context("remove the pinned programs and maps");
     let pods = pods::clean_recorded(state_dir).context("clean up in the pods' namespaces");
+    let cgroup = own_cgroup::remove(state_dir);
     drop(_instance);
     let instance = instance::remove(state_dir).context("remove the state directory");
     let removed = capture?;
-    pods.and(instance)?;
+    pods.and(cgroup).and(instance)?;
     Ok(removed)
 }

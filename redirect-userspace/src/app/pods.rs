@@ -190,8 +190,8 @@ impl Pods {
         let own = Netns::current().map_err(PodError::FindOwnNetns)?;
         let is_own = own.inode() == netns.inode();
         let (tenancy, netns) = match (self.mode, &pod.cgroup_only) {
-            (Mode::Node, _) => (Tenancy::ManyPods, &own),
             (_, Some(_)) => (Tenancy::ManyPods, netns),
+            (Mode::Node, None) => (Tenancy::ManyPods, &own),
             (Mode::Shared, None) if is_own => {
                 return Err(PodError::OwnNetns(pod.netns.clone()));
             }
@@ -309,7 +309,8 @@ impl Pods {
 
     /// Whether another pod has its listeners there, in a namespace that both are in.
     fn is_shared(&self, site: SiteId) -> bool {
-        self.mode != Mode::Node && self.captured.values().any(|other| other.site == site)
+        let mut others = self.captured.values().filter(|other| other.site == site);
+        others.any(|other| self.mode != Mode::Node || other.context.pod.cgroup_only.is_some())
     }
 
     /// Remembers where to clean up. Returns the other backends that captured this pod before.

@@ -255,8 +255,8 @@ pub enum CaptureError {
     #[error("capture needs a cgroup of the daemon's own")]
     NoCgroup,
     #[error(
-        "`cgroupOnly`: workloads that share a network namespace cannot be captured by this version; give the workload a \
-         namespace of its own"
+        "`cgroupOnly` needs capture.backend: ebpf and capture.mode: shared: neither rules nor packets tell whose of the \
+         workloads in a namespace a connection is"
     )]
     CgroupOnly,
     #[error(

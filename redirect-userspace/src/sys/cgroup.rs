@@ -97,7 +97,8 @@ impl Cgroup {
 ///
 /// Goes to `configured` if given. Otherwise keeps the present one if no other process is in it and it is not the root,
 /// or makes a child of it. To be called before the first socket is made.
-pub fn own(configured: Option<&Path>) -> Result<PathBuf, CgroupError> {
+pub fn own(configured: Option<&Path>) -> Result<Own, CgroupError> {
+    let kept = |path| Own { path, made: false };
     if let Some(path) = configured {
         fs::create_dir_all(path).map_err(|source| CgroupError::Io {
             what: "create",
@@ -106,11 +107,11 @@ pub fn own(configured: Option<&Path>) -> Result<PathBuf, CgroupError> {
         })?;
         let cgroup = Cgroup::open(path)?;
         cgroup.enter()?;
-        return Ok(cgroup.path);
+        return Ok(kept(cgroup.path));
     }
     let present = Cgroup::open(&current()?)?;
     if !present.is_root() && present.processes()? == [process::id()] {
-        return Ok(present.path);
+        return Ok(kept(present.path));
     }
     remove_stale(&present.path);
     let path = present.path.join(format!("{PREFIX}{}", process::id()));
@@ -126,7 +127,14 @@ pub fn own(configured: Option<&Path>) -> Result<PathBuf, CgroupError> {
     }
     let cgroup = Cgroup::open(&path)?;
     cgroup.enter()?;
-    Ok(cgroup.path)
+    Ok(Own { path, made: true })
+}
+
+/// A cgroup that this process is alone in.
+pub struct Own {
+    pub path: PathBuf,
+    /// It was made for that: somebody has to remove it when the process has ended.
+    pub made: bool,
 }
 
 /// The directory of this process's cgroup v2.

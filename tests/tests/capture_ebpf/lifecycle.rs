@@ -160,8 +160,8 @@ fn uninstall_needs_no_daemon_and_can_be_repeated() {
     server.event("listening");
     fixture.stop_listening();
     fixture.capture = None;
-    // 22 maps, 13 links of the pod, 2 of the proxy.
-    assert_eq!(uninstall(&fixture.bpffs).expect("uninstall"), 37);
+    // 24 maps, 13 links of the pod, 2 of the proxy.
+    assert_eq!(uninstall(&fixture.bpffs).expect("uninstall"), 39);
     assert_eq!(uninstall(&fixture.bpffs).expect("uninstall again"), 0);
     assert!(!fixture.bpffs.join("redirect").exists());
     let app = fixture.start(fixture.peer.at(9000), &[], &["recv-line"]);

@@ -118,7 +118,7 @@ fn programs_follow_the_configuration() {
     fixture.capture = None;
     assert_eq!(
         redirect::capture::uninstall(&fixture.bpffs).expect("uninstall"),
-        38
+        40
     );
 }
 

@@ -16,9 +16,10 @@ use redirect_common::{
 
 use super::{
     super::{CaptureError, Sockets},
+    keys::union,
     object::Object,
     subject::Subject,
-    tables::{at, ignore_missing, typed, union},
+    tables::{Numbers, at, ignore_missing, typed},
 };
 use crate::{
     pod::{OnProxyFailure, Pod, PodOptions},
@@ -61,10 +62,10 @@ impl Inbound {
         })
     }
 
-    /// Steers what comes to the pod to `sockets`: from now on, or anew. `number` is the pod's.
+    /// Steers what comes to the pod to `sockets`: from now on, or anew.
     pub fn add(
         &mut self,
-        number: u32,
+        numbers: Numbers,
         subject: &Subject<'_>,
         sockets: &Sockets<'_>,
     ) -> Result<(), CaptureError> {
@@ -74,19 +75,28 @@ impl Inbound {
             (SocketKind::InboundPlaintext, sockets.inbound_plaintext),
             (SocketKind::Hbone, sockets.hbone),
         ] {
-            self.steer(kind, number, socket)?;
+            for number in [numbers.pod, numbers.namespace] {
+                self.steer(kind, number, socket)?;
+            }
         }
         let entry = Plain(InboundEntry {
             netns_cookie,
-            pod: number,
-            flags: flags(&subject.pod.options, subject.is_dedicated),
+            pod: numbers.namespace,
+            flags: match subject.pod.cgroup_only {
+                None => flags(&subject.pod.options, subject.is_dedicated),
+                Some(_) => inbound_flags::SHARED,
+            },
         });
         for ip in ips {
             self.entries
                 .insert(Plain(Addr::from(*ip)), entry, 0)
                 .map_err(at(names::INBOUND, ip))?;
         }
-        let former = self.addresses(netns_cookie);
+        // What others of a shared namespace have goes with the last of them.
+        let former = match subject.pod.cgroup_only {
+            None => self.addresses(numbers.namespace),
+            Some(_) => Vec::new(),
+        };
         for ip in former.iter().filter(|ip| !ips.contains(ip)) {
             self.forget(*ip)?;
         }
@@ -106,9 +116,9 @@ impl Inbound {
             .map_err(at(names::SOCKETS, format!("{kind:?} of pod {number}")))
     }
 
-    /// Makes the programs forget the pod that was in this namespace and had this number.
-    pub fn remove(&mut self, netns_cookie: u64, number: u32) -> Result<(), CaptureError> {
-        for ip in self.addresses(netns_cookie) {
+    /// Makes the programs forget the pod, or the namespace, that had this number.
+    pub fn remove(&mut self, number: u32) -> Result<(), CaptureError> {
+        for ip in self.addresses(number) {
             self.forget(ip)?;
         }
         for place in 0..SocketKind::PLACES {
@@ -135,10 +145,10 @@ impl Inbound {
         orphans.into_iter().try_for_each(|ip| self.forget(ip))
     }
 
-    fn addresses(&self, netns_cookie: u64) -> Vec<IpAddr> {
+    fn addresses(&self, number: u32) -> Vec<IpAddr> {
         let entries = self.entries.iter().filter_map(Result::ok);
         entries
-            .filter(|(_, entry)| entry.0.netns_cookie == netns_cookie)
+            .filter(|(_, entry)| entry.0.pod == number)
             .map(|(addr, _)| addr.0.to_ip())
             .collect()
     }
@@ -180,13 +190,12 @@ fn flags(options: &PodOptions, is_dedicated: bool) -> u32 {
 /// are none that the pod may speak with: for that, only what is declared counts.
 ///
 /// Not link-local ones, which say nothing beyond their link: what comes to them is refused, as is what comes to addresses that
-/// are added later.
+/// are added later. What else is in a namespace that workloads share is not theirs.
 pub fn addresses(pod: &Pod, netns: &Netns) -> Result<Vec<IpAddr>, CaptureError> {
-    // Those of a namespace that it shares are not its own.
-    if pod.cgroup_only.is_some() {
-        return Ok(Vec::new());
-    }
     let mut ips: Vec<_> = pod.ips.iter().map(IpAddr::to_canonical).collect();
+    if pod.cgroup_only.is_some() {
+        return Ok(ips);
+    }
     let found = netns.run(on_interfaces).and_then(|found| found);
     let found = found.map_err(|error| {
         CaptureError::kernel("list the addresses in", netns.path().display(), &error)

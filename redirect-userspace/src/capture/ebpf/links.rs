@@ -62,18 +62,16 @@ pub const POD_HOOKS: [Hook; 13] = [
     hook(CgroupHook::Connect6, "connect6", "rdr_connect6"),
 ];
 
-/// The hooks of a pod: one that bypasses inbound capture has a program there that is laxer, and one that shares its namespace
-/// with others has none that would see theirs.
-pub fn pod_hooks(pod: &Pod) -> Vec<Hook> {
-    let laxer = |hook: Hook| match hook.kind {
-        Kind::Netns if pod.options.bypass_inbound => Hook {
+/// The hooks of a pod: one that bypasses inbound capture, or shares its namespace with others, has a program there that is laxer.
+pub fn pod_hooks(pod: &Pod) -> [Hook; POD_HOOKS.len()] {
+    let is_lax = pod.options.bypass_inbound || pod.cgroup_only.is_some();
+    POD_HOOKS.map(|hook| match hook.kind {
+        Kind::Netns if is_lax => Hook {
             program: "rdr_lookup_any",
             ..hook
         },
         _ => hook,
-    };
-    let is_fit = |hook: &Hook| pod.cgroup_only.is_none() || !matches!(hook.kind, Kind::Netns);
-    POD_HOOKS.into_iter().filter(is_fit).map(laxer).collect()
+    })
 }
 
 /// On the proxy's cgroup.

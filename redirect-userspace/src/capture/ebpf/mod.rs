@@ -18,7 +18,7 @@ use self::{
     inbound::Inbound,
     links::{PROXY_HOOKS, Targets},
     object::Object,
-    pins::Pins,
+    pins::{Pins, Place},
     prober::Prober,
     resolver::{AcceptedSockets, PodNumbers},
     subject::Subject,
@@ -38,6 +38,7 @@ mod dns;
 mod events;
 pub mod guard;
 mod inbound;
+mod keys;
 mod links;
 pub mod needs;
 pub(super) mod netlink;
@@ -48,6 +49,7 @@ pub(super) mod prober;
 mod reserved;
 mod resolver;
 mod route;
+mod sharers;
 mod subject;
 mod tables;
 
@@ -71,8 +73,23 @@ pub struct EbpfCapture {
     events: bool,
     names: PodNames,
     numbers: PodNumbers,
-    /// Namespaces of pods that this daemon applied, to take the routes back from.
-    netns: HashMap<PodUid, (Netns, Vec<IpAddr>)>,
+    /// The pods that this daemon applied.
+    applied: HashMap<PodUid, Here>,
+}
+
+/// Where a pod was captured: to take the routes back from.
+struct Here {
+    netns: Netns,
+    ips: Vec<IpAddr>,
+}
+
+impl Here {
+    fn of(subject: &Subject<'_>) -> Self {
+        Self {
+            netns: subject.netns.clone(),
+            ips: subject.pod.ips.clone(),
+        }
+    }
 }
 
 impl EbpfCapture {
@@ -123,7 +140,7 @@ impl EbpfCapture {
             events: config.events,
             names: PodNames::default(),
             numbers,
-            netns: HashMap::new(),
+            applied: HashMap::new(),
         })
     }
 
@@ -137,11 +154,17 @@ impl EbpfCapture {
         let (pod, netns) = (subject.pod, subject.netns);
         let directory = self.pins.place(&pod.uid, subject.place())?;
         match &mut self.guard {
+            // The interfaces are not its own.
+            _ if pod.cgroup_only.is_some() => Ok(()),
             Some(guard) => {
                 guard.apply(&self.pins, &directory, netns, &subject.cgroup, &pod.options)
             }
             None => guard::remove(&directory, netns),
         }
+    }
+
+    fn is_guarded(&self, pod: &Pod) -> bool {
+        self.guard.is_some() && pod.cgroup_only.is_none()
     }
 }
 
@@ -152,15 +175,18 @@ impl EbpfCapture {
         subject: &Subject<'_>,
         sockets: &Sockets<'_>,
     ) -> Result<(), CaptureError> {
-        route::add(subject.netns, &subject.pod.ips)?;
+        let sources = self.sources(subject.netns, &subject.pod.uid, &subject.pod.ips);
+        route::add(subject.netns, &sources)?;
         reserved::add(subject.netns)?;
-        let flags = match &self.guard {
-            Some(_) => pod_flags::GUARDED,
-            None => 0,
+        let flags = match self.is_guarded(subject.pod) {
+            true => pod_flags::GUARDED,
+            false => 0,
         };
-        let number = self.tables.add(subject, flags, sockets.dns)?;
-        self.numbers.insert(number, &subject.pod.uid);
-        self.inbound.add(number, subject, sockets)
+        // Of workloads that share a namespace, the programs do not know who asks.
+        let dns = sockets.dns && subject.pod.cgroup_only.is_none();
+        let numbers = self.tables.add(subject, flags, dns)?;
+        self.numbers.insert(numbers.pod, &subject.pod.uid);
+        self.inbound.add(numbers, subject, sockets)
     }
 
     /// Attaches the programs.
@@ -179,12 +205,30 @@ impl EbpfCapture {
         )
     }
 
-    /// Makes the programs forget a namespace.
-    fn forget(&mut self, netns_cookie: u64) -> Result<(), CaptureError> {
-        match self.tables.remove(netns_cookie)? {
-            Some(number) => self.inbound.remove(netns_cookie, number),
-            None => Ok(()),
-        }
+    /// The addresses of all that are captured in a namespace, of which the pod `uid` has `ips` now. They give the same routes
+    /// whoever of them asks.
+    fn sources(&self, netns: &Netns, uid: &PodUid, ips: &[IpAddr]) -> Vec<IpAddr> {
+        let others = self.applied.iter().filter(|(other, _)| *other != uid);
+        let mut here: Vec<_> = others
+            .filter(|(_, other)| other.netns.inode() == netns.inode())
+            .map(|(_, other)| other.ips.as_slice())
+            .chain([ips])
+            .collect();
+        here.sort_unstable();
+        here.concat()
+    }
+
+    /// Makes the programs forget who is in a place.
+    fn forget(&mut self, place: Place) -> Result<(), CaptureError> {
+        let free = self.tables.remove(place)?;
+        free.into_iter()
+            .try_for_each(|number| self.inbound.remove(number))
+    }
+
+    /// Whether another pod is captured in the same namespace.
+    fn is_shared(&self, netns: &Netns, uid: &PodUid) -> bool {
+        let mut others = self.applied.iter().filter(|(other, _)| *other != uid);
+        others.any(|(_, other)| other.netns.inode() == netns.inode())
     }
 
     /// Connections find their pod by its address, so that no two pods may have the same.
@@ -232,20 +276,21 @@ impl Capture for EbpfCapture {
         let subject = Subject::find(pod, netns, &self.own)?;
         let netns_cookie = subject.netns_cookie;
         self.check_addresses(&subject)?;
-        let is_new = !self.tables.has(netns_cookie);
+        let is_new = !self.tables.has(&subject);
         let prepared = self.prepare(&subject, sockets);
         let applied = prepared.and_then(|()| self.attach(&subject));
         if applied.is_err() && is_new {
             self.numbers.remove(&pod.uid);
-            _ = self.forget(netns_cookie);
-            _ = clean_netns(netns);
+            _ = self.forget(subject.place());
+            if !self.is_shared(netns, &pod.uid) {
+                _ = clean_netns(netns);
+            }
         }
         let applied = applied?;
         // Last: what is captured and what is let pass is marked by now.
         if let Err(error) = self.guard(&subject) {
             if is_new {
-                self.netns
-                    .insert(pod.uid.clone(), (netns.clone(), pod.ips.clone()));
+                self.applied.insert(pod.uid.clone(), Here::of(&subject));
                 _ = self.clean(&pod.uid);
             }
             return Err(error);
@@ -257,48 +302,49 @@ impl Capture for EbpfCapture {
                 Err(error) => tracing::warn!(pod = %pod.uid, %error, "older connections stay"),
             }
         }
-        for old in self.pins.remove_other_places(&pod.uid, subject.place())? {
+        let left = self.pins.remove_other_places(&pod.uid, subject.place())?;
+        // In the same namespace, the entry of a pod that has it to itself is the new one by now.
+        let stays = |old: &Place| pod.cgroup_only.is_none() && old.netns_cookie == netns_cookie;
+        for old in left.into_iter().filter(|old| !stays(old)) {
             self.forget(old)?;
         }
-        self.names
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(netns_cookie, pod.uid.clone());
-        self.netns
-            .insert(pod.uid.clone(), (netns.clone(), pod.ips.clone()));
+        if pod.cgroup_only.is_none() {
+            self.names
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(netns_cookie, pod.uid.clone());
+        }
+        self.applied.insert(pod.uid.clone(), Here::of(&subject));
         Ok(applied)
     }
 
     fn clean(&mut self, uid: &PodUid) -> Result<(), CaptureError> {
         let mut errors = Vec::new();
-        let mut cookies: Vec<u64> = self
-            .pins
-            .places(uid)?
-            .iter()
-            .map(|place| place.netns_cookie)
-            .collect();
-        cookies.dedup();
+        let places = self.pins.places(uid)?;
         if let Err(error) = self.pins.remove_pod(uid) {
             errors.push(error);
         }
-        for cookie in cookies {
-            errors.extend(self.forget(cookie).err());
+        for place in places {
+            errors.extend(self.forget(place).err());
             self.names
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
-                .remove(&cookie);
+                .remove(&place.netns_cookie);
         }
         self.numbers.remove(uid);
-        if let Some((netns, _)) = self.netns.remove(uid) {
-            errors.extend(clean_netns(&netns).err());
+        if let Some(here) = self.applied.remove(uid)
+            && !self.is_shared(&here.netns, uid)
+        {
+            errors.extend(clean_netns(&here.netns).err());
         }
         CaptureError::collect(errors)
     }
 
     fn reassert(&mut self, pods: &[PodUid]) -> Vec<Repair> {
         let routes = pods.iter().filter_map(|uid| {
-            let (netns, ips) = self.netns.get(uid)?;
-            Repair::of(uid.as_str(), route::reassert(netns, ips))
+            let here = self.applied.get(uid)?;
+            let sources = self.sources(&here.netns, uid, &here.ips);
+            Repair::of(uid.as_str(), route::reassert(&here.netns, &sources))
         });
         routes.collect()
     }
@@ -373,14 +419,19 @@ fn remove_orphans(
 ) -> Result<(), CaptureError> {
     let mut pinned = Vec::new();
     for uid in pins.pods()? {
-        pinned.extend(pins.places(&uid)?.iter().map(|place| place.netns_cookie));
+        pinned.extend(pins.places(&uid)?);
     }
-    for cookie in tables.cookies()? {
-        if !pinned.contains(&cookie)
-            && let Some(number) = tables.remove(cookie)?
-        {
-            inbound.remove(cookie, number)?;
+    for place in tables.places()? {
+        let is_pinned = |pin: &Place| {
+            let is_there = place.cgroup == 0 || place.cgroup == pin.cgroup;
+            place.netns_cookie == pin.netns_cookie && is_there
+        };
+        if !pinned.iter().any(is_pinned) {
+            for number in tables.remove(place)? {
+                inbound.remove(number)?;
+            }
         }
     }
-    inbound.remove_orphans(&pinned)
+    let cookies: Vec<_> = pinned.iter().map(|place| place.netns_cookie).collect();
+    inbound.remove_orphans(&cookies)
 }

@@ -128,8 +128,12 @@ impl Pins {
         remove_pod(&self.pod(uid)?)
     }
 
-    /// Removes the pod's links elsewhere, and returns the cookies of namespaces that it has left.
-    pub fn remove_other_places(&self, uid: &PodUid, keep: Place) -> Result<Vec<u64>, CaptureError> {
+    /// Removes the pod's links elsewhere, and returns where they were.
+    pub fn remove_other_places(
+        &self,
+        uid: &PodUid,
+        keep: Place,
+    ) -> Result<Vec<Place>, CaptureError> {
         let mut left = Vec::new();
         for path in entries(&self.pod(uid)?)? {
             let name = path
@@ -141,11 +145,7 @@ impl Pins {
                 continue;
             }
             remove_links(&path)?;
-            left.extend(
-                Place::parse(&name)
-                    .map(|place| place.netns_cookie)
-                    .filter(|cookie| *cookie != keep.netns_cookie),
-            );
+            left.extend(Place::parse(&name).filter(|place| *place != keep));
         }
         // Another version's links did their work until ours were there.
         for version in entries(&self.ours)?

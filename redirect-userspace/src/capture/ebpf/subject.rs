@@ -27,10 +27,6 @@ pub struct Subject<'a> {
 impl<'a> Subject<'a> {
     /// `own` is the daemon's cgroup.
     pub fn find(pod: &'a Pod, netns: &'a Netns, own: &Cgroup) -> Result<Self, CaptureError> {
-        if pod.cgroup_only.is_some() {
-            // Entries are kept by namespace: of several in one, all but one would have another's identity.
-            return Err(CaptureError::CgroupOnly);
-        }
         let cgroup = Cgroup::open(&pod.cgroup)?;
         if own.id == cgroup.id {
             return Err(CaptureError::CapturesItself(pod.cgroup.clone()));

@@ -1,26 +1,28 @@
 //! What the programs know of the pods: the maps that the daemon writes.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
 use aya::maps::{
     Array, HashMap, Map, MapData, MapError,
     lpm_trie::{Key, LpmTrie},
 };
-use ipnet::IpNet;
 use redirect_common::{
-    Addr,
     maps::{
-        CgroupKey, DnsEntry, DnsKey, FlowKey, List, MAX_FLOWS_PER_POD, MAX_PODS, NetKey,
-        OrigDstEntry, OwnKey, PodEntry, PortKey, Settings, names, pod_flags,
+        CgroupKey, DnsEntry, DnsKey, FlowKey, MAX_FLOWS_PER_POD, MAX_PODS, NetKey, OrigDstEntry,
+        OwnKey, PodEntry, PortKey, Settings, names, pod_flags,
     },
     ports,
 };
 
-use super::{super::CaptureError, object::Object, subject::Subject};
-use crate::{
-    pod::{OnProxyFailure, Pod, PodOptions},
-    sys::bpf::Plain,
+use super::{
+    super::CaptureError,
+    keys::{entry, extra_ips, net_keys, port_keys},
+    object::Object,
+    pins::Place,
+    sharers::Sharers,
+    subject::Subject,
 };
+use crate::sys::bpf::Plain;
 
 pub(super) type Table<K, V> = HashMap<MapData, Plain<K>, V>;
 
@@ -35,6 +37,15 @@ pub struct Tables {
     dns: Table<DnsKey, Plain<DnsEntry>>,
     settings: Array<MapData, Plain<Settings>>,
     proxies: HashMap<MapData, u64, u8>,
+    sharers: Sharers,
+}
+
+/// How the programs call a pod.
+#[derive(Clone, Copy)]
+pub struct Numbers {
+    pub pod: u32,
+    /// Of the pod's namespace: another one where workloads share it.
+    pub namespace: u32,
 }
 
 impl Tables {
@@ -50,6 +61,7 @@ impl Tables {
             dns: typed(object, names::DNS)?,
             settings: typed(object, names::SETTINGS)?,
             proxies: typed(object, names::PROXIES)?,
+            sharers: Sharers::open(object)?,
         })
     }
 
@@ -74,12 +86,28 @@ impl Tables {
         Ok(())
     }
 
-    /// Cookies of the network namespaces of all pods that the programs know.
-    pub fn cookies(&self) -> Result<Vec<u64>, CaptureError> {
-        self.pods
-            .keys()
-            .collect::<Result<_, _>>()
-            .map_err(at(names::PODS, "all entries"))
+    /// Where the programs know a pod to be. A pod that has its namespace to itself is given without a cgroup.
+    pub fn places(&self) -> Result<Vec<Place>, CaptureError> {
+        let cookies = self.pods.keys().collect::<Result<Vec<u64>, _>>();
+        let cookies = cookies.map_err(at(names::PODS, "all entries"))?;
+        let namespaces = cookies.into_iter().map(|netns_cookie| Place {
+            netns_cookie,
+            cgroup: 0,
+        });
+        let sharers = self.sharers.all().into_iter().map(|(place, _)| place);
+        Ok(sharers.chain(namespaces).collect())
+    }
+
+    pub fn has(&self, subject: &Subject<'_>) -> bool {
+        match subject.pod.cgroup_only {
+            None => self.namespace(subject.netns_cookie).is_some(),
+            Some(_) => self.sharers.get(subject.place()).is_some(),
+        }
+    }
+
+    fn namespace(&self, netns_cookie: u64) -> Option<PodEntry> {
+        let entry: Option<Plain<PodEntry>> = self.pods.get(&netns_cookie, 0).ok();
+        entry.map(|entry| entry.0)
     }
 
     /// Lets the proxy in cgroup `own` take its ports in a pod that an earlier one has captured: it may be in a new cgroup.
@@ -102,30 +130,72 @@ impl Tables {
         Ok(())
     }
 
-    pub fn has(&self, netns_cookie: u64) -> bool {
-        self.pods.get(&netns_cookie, 0).is_ok()
-    }
-
-    /// Tells the programs of a pod, or of what has changed about it, and returns the number by which they
-    /// know it. `dns`: its queries are captured.
+    /// Tells the programs of a pod, or of what has changed about it, and returns the numbers by which they know it and its
+    /// namespace. `dns`: its queries are captured.
     pub fn add(
         &mut self,
         subject: &Subject<'_>,
         flags: u32,
         dns: bool,
-    ) -> Result<u32, CaptureError> {
-        let (pod, netns_cookie) = (subject.pod, subject.netns_cookie);
-        let known = self.pods.get(&netns_cookie, 0).map(|entry| entry.0).ok();
-        let number = match known {
-            Some(entry) => entry.pod,
-            None => self.free_number()?,
-        };
-        let entry = entry(subject, number, flags, dns);
-        if known.is_none() {
-            self.pending
-                .set(number, 0, 0)
-                .map_err(at(names::PENDING, number))?;
+    ) -> Result<Numbers, CaptureError> {
+        if let Some(services) = &subject.pod.cgroup_only {
+            let namespace = self.share(subject.netns_cookie)?;
+            let pod = self.number(self.sharers.get(subject.place()))?;
+            self.fill(pod, subject)?;
+            let new = entry(subject, pod, flags, dns);
+            self.sharers.insert(subject.place(), new, services)?;
+            return Ok(Numbers { pod, namespace });
         }
+        let known = self.namespace(subject.netns_cookie);
+        let number = self.number(known)?;
+        self.fill(number, subject)?;
+        // Last: the flags make the programs look at the rest. Unchanged, it is left alone, for a program may be reading it.
+        let new = entry(subject, number, flags, dns);
+        if known != Some(new) {
+            self.set_namespace(subject.netns_cookie, new)?;
+        }
+        Ok(Numbers {
+            pod: number,
+            namespace: number,
+        })
+    }
+
+    /// Has the programs ask for the caller's cgroup in a namespace; gives the namespace's number.
+    fn share(&mut self, netns_cookie: u64) -> Result<u32, CaptureError> {
+        let known = self.namespace(netns_cookie);
+        let entry = PodEntry {
+            pod: self.number(known)?,
+            flags: pod_flags::BY_CGROUP,
+            outbound_port: ports::OUTBOUND,
+            ..PodEntry::default()
+        };
+        if known != Some(entry) {
+            self.set_namespace(netns_cookie, entry)?;
+        }
+        Ok(entry.pod)
+    }
+
+    fn set_namespace(&mut self, netns_cookie: u64, entry: PodEntry) -> Result<(), CaptureError> {
+        self.pods
+            .insert(netns_cookie, Plain(entry), 0)
+            .map_err(at(names::PODS, netns_cookie))
+    }
+
+    /// The number of an entry that is there, or a new one.
+    fn number(&mut self, known: Option<PodEntry>) -> Result<u32, CaptureError> {
+        if let Some(entry) = known {
+            return Ok(entry.pod);
+        }
+        let number = self.free_number()?;
+        self.pending
+            .set(number, 0, 0)
+            .map_err(at(names::PENDING, number))?;
+        Ok(number)
+    }
+
+    /// What the programs look up by the pod's number.
+    fn fill(&mut self, number: u32, subject: &Subject<'_>) -> Result<(), CaptureError> {
+        let pod = subject.pod;
         let of_pod = |key_pod: u32| key_pod == number;
         let own: Vec<_> = extra_ips(pod)
             .map(|ip| OwnKey {
@@ -155,23 +225,39 @@ impl Tables {
             |key| of_pod(key.pod),
             &cgroups,
         )?;
-        self.replace_nets(number, &net_keys(&pod.options, number))?;
-        // Last: the flags make the programs look at the rest. Unchanged, it is left alone, for a program may be reading it.
-        if known != Some(entry) {
-            self.pods
-                .insert(netns_cookie, Plain(entry), 0)
-                .map_err(at(names::PODS, netns_cookie))?;
-        }
-        Ok(number)
+        self.replace_nets(number, &net_keys(&pod.options, number))
     }
 
-    /// Makes the programs forget a pod, and returns the number that it had. `None` if they do not know it.
-    pub fn remove(&mut self, netns_cookie: u64) -> Result<Option<u32>, CaptureError> {
-        let Ok(entry) = self.pods.get(&netns_cookie, 0) else {
-            return Ok(None);
-        };
-        let number = entry.0.pod;
-        ignore_missing(self.pods.remove(&netns_cookie)).map_err(at(names::PODS, netns_cookie))?;
+    /// Makes the programs forget the pod in a place, and returns the numbers that are free now. Nothing if they do not know it.
+    pub fn remove(&mut self, place: Place) -> Result<Vec<u32>, CaptureError> {
+        let netns_cookie = place.netns_cookie;
+        let mut free = Vec::from_iter(self.sharers.remove(place)?);
+        if let Some(entry) = self.namespace(netns_cookie)
+            && (entry.flags & pod_flags::BY_CGROUP == 0 || !self.sharers.has_any(netns_cookie))
+        {
+            ignore_missing(self.pods.remove(&netns_cookie))
+                .map_err(at(names::PODS, netns_cookie))?;
+            free.push(entry.pod);
+            self.forget_servers(netns_cookie)?;
+        }
+        free.iter().try_for_each(|number| self.empty(*number))?;
+        Ok(free)
+    }
+
+    /// Removes the DNS servers that were asked from a namespace.
+    fn forget_servers(&mut self, netns_cookie: u64) -> Result<(), CaptureError> {
+        let servers: Vec<_> = self.dns.keys().filter_map(Result::ok).collect();
+        for server in servers
+            .iter()
+            .filter(|server| server.0.netns_cookie == netns_cookie)
+        {
+            ignore_missing(self.dns.remove(server)).map_err(at(names::DNS, netns_cookie))?;
+        }
+        Ok(())
+    }
+
+    /// Removes all that the programs look up by a number.
+    fn empty(&mut self, number: u32) -> Result<(), CaptureError> {
         replace(&mut self.own, names::OWN, |key| key.pod == number, &[])?;
         replace(&mut self.ports, names::PORTS, |key| key.pod == number, &[])?;
         replace(
@@ -181,21 +267,11 @@ impl Tables {
             &[],
         )?;
         self.replace_nets(number, &[])?;
-        let servers: Vec<_> = self.dns.keys().filter_map(Result::ok).collect();
-        for server in servers
-            .iter()
-            .filter(|server| server.0.netns_cookie == netns_cookie)
-        {
-            ignore_missing(self.dns.remove(server)).map_err(at(names::DNS, netns_cookie))?;
+        let flows: Vec<_> = self.flows.iter().filter_map(Result::ok).collect();
+        for (flow, _) in flows.iter().filter(|(_, entry)| entry.0.pod == number) {
+            ignore_missing(self.flows.remove(flow)).map_err(at(names::FLOWS, number))?;
         }
-        let flows: Vec<_> = self.flows.keys().filter_map(Result::ok).collect();
-        for flow in flows
-            .iter()
-            .filter(|flow| flow.0.netns_cookie == netns_cookie)
-        {
-            ignore_missing(self.flows.remove(flow)).map_err(at(names::FLOWS, netns_cookie))?;
-        }
-        Ok(Some(number))
+        Ok(())
     }
 
     fn free_number(&self) -> Result<u32, CaptureError> {
@@ -203,6 +279,7 @@ impl Tables {
             .pods
             .iter()
             .filter_map(|item| item.ok().map(|(_, entry)| entry.0.pod))
+            .chain(self.sharers.all().into_iter().map(|(_, number)| number))
             .collect();
         taken.sort_unstable();
         let free = taken
@@ -247,113 +324,6 @@ fn too_many_pods() -> CaptureError {
         cause: format!("there are {MAX_PODS} pods already"),
         hint: "",
     }
-}
-
-fn entry(subject: &Subject<'_>, number: u32, more_flags: u32, dns: bool) -> PodEntry {
-    let pod = subject.pod;
-    let options = &pod.options;
-    let flags = [
-        (extra_ips(pod).next().is_some(), pod_flags::MORE_ADDRESSES),
-        (
-            !options.exclude_outbound_ports.is_empty(),
-            pod_flags::EXCLUDED_PORTS,
-        ),
-        (
-            !options.exclude_outbound_cidrs.is_empty(),
-            pod_flags::EXCLUDED_NETS,
-        ),
-        (
-            !options.include_outbound_ports.is_empty(),
-            pod_flags::INCLUDED_PORTS,
-        ),
-        (
-            !options.include_outbound_cidrs.is_empty(),
-            pod_flags::INCLUDED_NETS,
-        ),
-        (!subject.exempt.is_empty(), pod_flags::EXEMPT_CGROUPS),
-        (subject.is_dedicated, pod_flags::DEDICATED),
-        (
-            options.capture_metadata_address,
-            pod_flags::CAPTURE_METADATA,
-        ),
-        (
-            options.on_proxy_failure == OnProxyFailure::Pass,
-            pod_flags::PASS_ON_FAILURE,
-        ),
-    ];
-    PodEntry {
-        v4: first(pod, true).map_or(Addr::UNSPECIFIED, Addr::from),
-        v6: first(pod, false).map_or(Addr::UNSPECIFIED, Addr::from),
-        pod: number,
-        flags: union(&flags) | more_flags,
-        outbound_port: ports::OUTBOUND,
-        dns_port: if dns { ports::DNS } else { 0 },
-    }
-}
-
-/// Of the flags that are set.
-pub(super) fn union(flags: &[(bool, u32)]) -> u32 {
-    let set = flags.iter().filter(|(set, _)| *set);
-    set.fold(0, |union, (_, flag)| union | flag)
-}
-
-/// The first declared address of a family.
-fn first(pod: &Pod, v4: bool) -> Option<IpAddr> {
-    let ips = pod.ips.iter().map(IpAddr::to_canonical);
-    ips.into_iter().find(|ip| ip.is_ipv4() == v4)
-}
-
-/// The declared addresses beyond these.
-fn extra_ips(pod: &Pod) -> impl Iterator<Item = IpAddr> {
-    let first = [first(pod, true), first(pod, false)];
-    let ips = pod.ips.iter().map(IpAddr::to_canonical);
-    ips.filter(move |ip| !first.contains(&Some(*ip)))
-}
-
-fn port_keys(options: &PodOptions, number: u32) -> Vec<PortKey> {
-    let lists = [
-        (List::ExcludedOutbound, &options.exclude_outbound_ports),
-        (List::IncludedOutbound, &options.include_outbound_ports),
-        (List::ExcludedInbound, &options.exclude_inbound_ports),
-        (List::IncludedInbound, &options.include_inbound_ports),
-    ];
-    let probed = options
-        .probe_ports
-        .iter()
-        .map(|ports| (List::Probed, ports));
-    let lists = lists.into_iter().chain(probed);
-    lists
-        .flat_map(|(list, ports)| {
-            ports.iter().map(move |port| PortKey {
-                pod: number,
-                port: *port,
-                list: list as u16,
-            })
-        })
-        .collect()
-}
-
-/// IPv4 networks are looked up as v4-mapped, and all behind the pod's number and the list: both add to the prefix.
-fn net_keys(options: &PodOptions, number: u32) -> Vec<Key<Plain<NetKey>>> {
-    let lists = [
-        (List::ExcludedOutbound, &options.exclude_outbound_cidrs),
-        (List::IncludedOutbound, &options.include_outbound_cidrs),
-        (List::ExcludedInbound, &options.exclude_inbound_cidrs),
-        (List::IncludedInbound, &options.include_inbound_cidrs),
-    ];
-    let key = |list: List, net: &IpNet| {
-        let mapped = if net.addr().is_ipv4() { 96 } else { 0 };
-        let key = NetKey {
-            pod: number as u16,
-            list: list as u16,
-            addr: net.network().into(),
-        };
-        Key::new(32 + mapped + u32::from(net.prefix_len()), Plain(key))
-    };
-    lists
-        .into_iter()
-        .flat_map(|(list, nets)| nets.iter().map(move |net| key(list, net)))
-        .collect()
 }
 
 /// Makes `wanted` all that there is of one pod: first adds, then removes, so that what stays is never missing.

@@ -25,7 +25,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ..Flags::default()
     };
     let config = Config::load(&args.config, &host, &flags)?;
-    let cgroup = cgroup::own(config.capture.cgroup.as_deref())?;
+    let cgroup = cgroup::own(config.capture.cgroup.as_deref())?.path;
     let mut capture = capture::open(&config.capture, Some(&cgroup))?;
     for pod in &config.pods {
         let netns = Netns::open(&pod.netns)?;

@@ -24,7 +24,7 @@ use super::{
     PodNames, counters, events,
     inbound::Inbound,
     object::{Object, Programs},
-    pins::Pins,
+    pins::{Pins, Place},
     prober::Prober,
     remove_orphans,
     subject::Subject,
@@ -125,16 +125,15 @@ impl NodeCapture {
     /// Tells the programs what they need to know of the pod, before they run.
     fn tell(&mut self, subject: &Subject<'_>, sockets: &Sockets<'_>) -> Result<(), CaptureError> {
         let flags = rules_of(&subject.pod.options) << RULES_SHIFT;
-        let number = self.tables.add(subject, flags, false)?;
-        self.inbound.add(number, subject, sockets)
+        let numbers = self.tables.add(subject, flags, false)?;
+        self.inbound.add(numbers, subject, sockets)
     }
 
-    fn forget(&mut self, key: u64) -> Result<(), CaptureError> {
-        self.keep_interfaces(key, &[])?;
-        match self.tables.remove(key)? {
-            Some(number) => self.inbound.remove(key, number),
-            None => Ok(()),
-        }
+    fn forget(&mut self, place: Place) -> Result<(), CaptureError> {
+        self.keep_interfaces(place.netns_cookie, &[])?;
+        let free = self.tables.remove(place)?;
+        free.into_iter()
+            .try_for_each(|number| self.inbound.remove(number))
     }
 
     /// Makes the programs forget the pod's interfaces other than these.
@@ -207,6 +206,9 @@ impl Capture for NodeCapture {
         netns: &Netns,
         sockets: &Sockets<'_>,
     ) -> Result<Applied, CaptureError> {
+        if pod.cgroup_only.is_some() {
+            return Err(CaptureError::CgroupOnly);
+        }
         check(&pod.options)?;
         let interfaces = interface::leading_to(netns.as_fd()).map_err(|error| {
             CaptureError::kernel(
@@ -233,7 +235,7 @@ impl Capture for NodeCapture {
             is_dedicated: false,
         };
         self.check_addresses(pod, key)?;
-        let is_new = !self.tables.has(key);
+        let is_new = !self.tables.has(&subject);
         let applied = self.capture(&subject, &interfaces, sockets);
         if applied.is_err() && is_new {
             _ = self.clean(&pod.uid);
@@ -250,7 +252,7 @@ impl Capture for NodeCapture {
         let places = self.pins.places(uid)?;
         let mut errors: Vec<_> = self.pins.remove_pod(uid).err().into_iter().collect();
         for place in places {
-            errors.extend(self.forget(place.netns_cookie).err());
+            errors.extend(self.forget(place).err());
             self.names
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -427,5 +429,5 @@ fn rules_of(options: &PodOptions) -> u32 {
         (options.refuse_udp && !options.capture_dns, rules::ALLOW_DNS),
         (options.refuse_sctp, rules::REFUSE_SCTP),
     ];
-    super::tables::union(&bits)
+    super::keys::union(&bits)
 }
