@@ -5,6 +5,7 @@ mod instance;
 mod own_cgroup;
 pub mod pods;
 mod record;
+mod supervisor;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -20,6 +21,7 @@ use self::{
     instance::Instance,
     pods::Pods,
 };
+pub use self::supervisor::Supervisor;
 use crate::{
     admin::{self, Readiness},
     capture,
@@ -40,13 +42,21 @@ const LATE_HANDSHAKES: Duration = Duration::from_secs(2);
 /// How long a daemon that takes over waits for the first workload data.
 const FIRST_WORKLOADS: Duration = Duration::from_secs(30);
 
+/// How the daemon is started.
+#[derive(Debug, Default)]
+pub struct Start {
+    /// From the daemon that has the state directory, if one has.
+    pub take_over: bool,
+    pub supervisor: Supervisor,
+}
+
 /// Runs until SIGTERM or SIGINT, or until another daemon has taken over; then drains.
-pub fn run(mut config: Config, take_over: bool) -> anyhow::Result<()> {
+pub fn run(mut config: Config, start: Start) -> anyhow::Result<()> {
     telemetry::log::start(&config.log).context("log.filter")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let (instance, predecessor) = runtime.block_on(handover::claim(&config.state_dir, take_over))?;
+    let (instance, predecessor) = runtime.block_on(handover::claim(&config.state_dir, start.take_over))?;
     // Before any thread exists: threads started earlier would stay in the old cgroup.
     let cgroup = match config.capture.backend {
         Backend::None => None,
@@ -57,7 +67,13 @@ pub fn run(mut config: Config, take_over: bool) -> anyhow::Result<()> {
         }
     };
     config.capture = capture::choose_backend(config.capture)?;
-    runtime.block_on(daemon(config, cgroup.as_deref(), instance, predecessor))
+    runtime.block_on(daemon(
+        config,
+        cgroup.as_deref(),
+        instance,
+        predecessor,
+        &start.supervisor,
+    ))
 }
 
 async fn daemon(
@@ -65,6 +81,7 @@ async fn daemon(
     cgroup: Option<&Path>,
     instance: Instance,
     mut predecessor: Option<Predecessor>,
+    supervisor: &Supervisor,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -164,6 +181,7 @@ async fn daemon(
     metrics.pods.set(pods.count() as i64);
     metrics.pods_failed.set(failed as i64);
     readiness.set(true);
+    supervisor.ready();
     tracing::info!(
         target: "redirect",
         pods = pods.count(), failed, node = config.node, workers = config.workers, backend = pods.backend(), "ready"
@@ -225,6 +243,9 @@ async fn daemon(
         }
     }
     readiness.set(false);
+    if successor.is_none() {
+        supervisor.stopping();
+    }
     match &successor {
         Some(successor) => {
             // The successor has it, and if that one fails another daemon may start beside what is left of this one.

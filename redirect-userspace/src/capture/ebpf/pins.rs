@@ -164,6 +164,16 @@ impl Pins {
         Ok(pods)
     }
 
+    /// Whether another version's programs capture the pod.
+    pub fn has_other_version(&self, uid: &PodUid) -> Result<bool, CaptureError> {
+        for other in self.others()? {
+            if other.pod(uid)?.exists() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// All pods that have pins of this version.
     pub fn pods(&self) -> Result<Vec<PodUid>, CaptureError> {
         let names = entries(&self.root.join("pods"))?;
