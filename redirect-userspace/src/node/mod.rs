@@ -12,5 +12,12 @@
 //! ```
 
 pub mod agent;
+pub mod attachments;
+pub mod by_cni;
 pub mod location;
+pub mod reconcile;
+pub mod remembered;
+pub mod requests;
+pub mod socket;
 pub mod source;
+pub mod wishes;
