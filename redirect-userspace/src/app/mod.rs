@@ -1,41 +1,40 @@
 //! The daemon: puts its parts together, captures the configured pods, and lets go in order.
 
+mod agent;
 pub mod handover;
 mod instance;
 mod own_cgroup;
 pub mod pods;
 mod record;
+mod shift;
+mod sources;
 mod supervisor;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use redirect_common::ports;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::signal::unix::{SignalKind, signal};
 
+pub use self::supervisor::Supervisor;
 use self::{
-    handover::{Event, Handover, Predecessor, Way},
+    handover::{Event, Way},
     instance::Instance,
     pods::Pods,
+    shift::{Shift, Turn},
 };
-pub use self::supervisor::Supervisor;
 use crate::{
     admin::{self, Readiness},
     capture,
     config::{Backend, Config},
     dns,
     identity::{self, IdentityStore, SystemClock, tls::TlsConfigs},
+    node::{agent::Agent, remembered::Remembered},
     orig_dst::{Chain, Conntrack, SoOriginalDst},
     proxy::{Shared, Workers},
     telemetry::{self, Direction, Metrics},
     workload::{Defaults, WorkloadStore},
 };
-
-/// Pods whose capture is looked after in one turn: each costs some milliseconds where rules have to be listed.
-const VERIFIED_AT_ONCE: usize = 8;
 
 /// How long a daemon that is taken over from accepts what already began to connect to it, with one lost packet on the way.
 const LATE_HANDSHAKES: Duration = Duration::from_secs(2);
@@ -56,31 +55,31 @@ pub fn run(mut config: Config, start: Start) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let (instance, predecessor) = runtime.block_on(handover::claim(&config.state_dir, start.take_over))?;
+    let claim = handover::claim(&config.state_dir, start.take_over);
+    let (instance, predecessor) = runtime.block_on(claim)?;
     // Before any thread exists: threads started earlier would stay in the old cgroup.
     let cgroup = match config.capture.backend {
         Backend::None => None,
         Backend::Auto | Backend::Ebpf | Backend::Iptables | Backend::Nftables => {
             let configured = config.capture.cgroup.as_deref();
             let is_alone = predecessor.is_none();
-            Some(own_cgroup::enter(&config.state_dir, configured, is_alone)?)
+            Some(own_cgroup::enter(
+                &config.state_dir,
+                configured,
+                is_alone,
+            )?)
         }
     };
     config.capture = capture::choose_backend(config.capture)?;
-    runtime.block_on(daemon(
-        config,
-        cgroup.as_deref(),
-        instance,
-        predecessor,
-        &start.supervisor,
-    ))
+    let (way, cgroup) = (Way::of(&config.capture), cgroup.as_deref());
+    let shift = Shift::new(instance, predecessor, way, cgroup)?;
+    runtime.block_on(daemon(config, cgroup, shift, &start.supervisor))
 }
 
 async fn daemon(
     config: Config,
     cgroup: Option<&Path>,
-    instance: Instance,
-    mut predecessor: Option<Predecessor>,
+    mut shift: Shift,
     supervisor: &Supervisor,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -99,13 +98,9 @@ async fn daemon(
     };
     tokio::spawn(workloads.clone().watch(config.workloads.clone(), defaults));
 
-    let way = Way::of(&config.capture);
-    if let Some(predecessor) = &predecessor {
-        predecessor.check(&way)?;
-        // Else connections would come to a daemon that holds or refuses them.
-        if workloads.wait_ready(FIRST_WORKLOADS).await.is_none() {
-            anyhow::bail!("no workload data within {FIRST_WORKLOADS:?}: not taking over");
-        }
+    // Else connections would come to a daemon that holds or refuses them.
+    if shift.is_taking_over() && workloads.wait_ready(FIRST_WORKLOADS).await.is_none() {
+        anyhow::bail!("no workload data within {FIRST_WORKLOADS:?}: not taking over");
     }
     let mut capture = capture::open(&config.capture, cgroup)?;
     let mut metrics = Metrics::new(&config.node);
@@ -115,9 +110,10 @@ async fn daemon(
 
     let readiness = Readiness::default();
     let admin = || admin::start(&config.admin, metrics.clone(), readiness.clone());
-    let mut endpoints = match predecessor {
-        None => admin().await?,
-        Some(_) => admin::Endpoints::default(),
+    // One daemon at a time can have these.
+    let mut endpoints = match shift.is_taking_over() {
+        true => None,
+        false => Some(admin().await?),
     };
     capture.start();
 
@@ -141,7 +137,7 @@ async fn daemon(
         orig_dst,
         workloads,
         tls: TlsConfigs::new(identities.clone(), &config.trust_domain),
-        identities,
+        identities: identities.clone(),
         outbound: metrics.traffic(Direction::outbound),
         inbound: metrics.traffic(Direction::inbound),
         metrics: metrics.clone(),
@@ -149,79 +145,76 @@ async fn daemon(
     });
     let workers = Workers::start(config.workers, &shared)?;
     let mut pods = Pods::new(shared, capture, config.capture.mode, &config.state_dir);
-    match &mut predecessor {
-        None => {
-            pods.settle();
-            pods.remove_stale(&config.pods);
-        }
-        Some(predecessor) => {
-            let sockets = predecessor.sockets();
-            pods.succeed(predecessor.cgroup.as_deref(), sockets)?;
-        }
+    shift.prepare(&mut pods)?;
+    let backend = pods.backend();
+    let (agent, orders) = Agent::new();
+    let sources = sources::of(&config);
+    let (enrolment, attachments) = (sources::enrolment(&config)?, sources::attachments(&config)?);
+    let (asked, pods_wanted) = (agent.clone(), config.pods.clone());
+    let serve = || sources::serve_socket(&config, &asked, enrolment.clone(), attachments.clone());
+    if !shift.is_taking_over() {
+        serve()?;
     }
-    let failed = pods.add_all(config.pods.clone(), &workers).await;
-    pods.forget_inherited();
-    let mut draining = None;
-    if let Some(predecessor) = predecessor {
-        if failed > 0 && pods.count() == 0 {
-            anyhow::bail!("no pod could be captured: not taking over");
-        }
-        draining = Some(predecessor.dismiss().await?);
-        endpoints = admin().await?;
-        pods.remove_stale(&config.pods);
-    }
-    instance.sign()?;
-    let mut handover = Handover::listen(&instance, way, cgroup.map(Path::to_owned))?;
-    if matches!(
-        config.capture.backend,
-        Backend::Iptables | Backend::Nftables
-    ) {
-        remove_programs(&config.capture.bpffs, failed);
-    }
-    metrics.pods.set(pods.count() as i64);
-    metrics.pods_failed.set(failed as i64);
-    readiness.set(true);
-    supervisor.ready();
-    tracing::info!(
-        target: "redirect",
-        pods = pods.count(), failed, node = config.node, workers = config.workers, backend = pods.backend(), "ready"
-    );
+    let parts = agent::Parts {
+        agent,
+        orders,
+        pods,
+        workers,
+        identities,
+        metrics: metrics.clone(),
+        remembered: Remembered::open(
+            &config.state_dir,
+            &config.trust_domain,
+            config.capture.mode,
+            &sources,
+        ),
+        sources,
+        drain: config.proxy.drain,
+        verify_interval: config.capture.verify_interval,
+    };
+    let (running, mut first_round) = agent::start(parts, pods_wanted);
 
-    let interval = config.capture.verify_interval;
-    let mut verify = tokio::time::interval_at(Instant::now() + interval, interval);
-    verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut is_handing_over, mut successor) = (false, None);
+    let (mut is_ready, mut successor) = (false, None);
     loop {
-        let ended = async {
-            match &draining {
-                Some(draining) => draining.ended().await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            () = ended => {
-                draining = None;
-                pods.settle();
-                if let Some(own) = cgroup {
-                    own_cgroup::remove_others(&config.state_dir, own)?;
+            Ok(round) = &mut first_round, if !is_ready => {
+                is_ready = true;
+                shift.begin(round.captured, round.failed).await?;
+                if endpoints.is_none() {
+                    endpoints = Some(admin().await?);
+                    serve()?;
                 }
-                tracing::info!(target: "redirect", "the daemon before this one has ended");
+                if matches!(config.capture.backend, Backend::Iptables | Backend::Nftables) {
+                    remove_programs(&config.capture.bpffs, round.failed);
+                }
+                readiness.set(true);
+                supervisor.ready();
+                tracing::info!(
+                    target: "redirect",
+                    pods = round.captured, failed = round.failed, node = config.node, workers = config.workers, backend, "ready"
+                );
             }
-            event = handover.next() => match event {
-                // Without an answer it is refused.
-                Event::Asked(_) if draining.is_some() => {}
-                Event::Asked(answer) => {
+            turn = shift.next() => match turn {
+                Turn::Alone => {
+                    tracing::info!(target: "redirect", "the daemon before this one has ended");
+                    running.settle();
+                }
+                Turn::Asked(Event::Asked(answer)) => {
                     tracing::info!(target: "redirect", "another daemon is taking over");
-                    is_handing_over = true;
-                    // It may have gone meanwhile, which the next event says.
-                    let _ = answer.send(pods.estate()?);
+                    match running.pause().await {
+                        // It may have gone meanwhile, which the next event says.
+                        Ok(estate) => _ = answer.send(estate),
+                        Err(error) => {
+                            tracing::error!(%error, "cannot hand over");
+                            running.resume();
+                        }
+                    }
                 }
-                Event::Failed(error) => {
+                Turn::Asked(Event::Failed(error)) => {
                     tracing::error!(target: "redirect", %error, "the other daemon did not take over: this one goes on");
-                    is_handing_over = false;
-                    pods.resume();
+                    running.resume();
                 }
-                Event::Ready(next) => {
+                Turn::Asked(Event::Ready(next)) => {
                     tracing::info!(target: "redirect", limit = ?config.proxy.drain, "another daemon has taken over: draining");
                     successor = Some(next);
                     break;
@@ -237,25 +230,27 @@ async fn daemon(
             }
             _ = hangup.recv() => {
                 tracing::info!(target: "redirect", "SIGHUP: looking after the capture of all pods");
-                pods.reassert(usize::MAX);
+                running.look_after_all();
             }
-            _ = verify.tick(), if !is_handing_over => pods.reassert(VERIFIED_AT_ONCE),
         }
     }
     readiness.set(false);
-    if successor.is_none() {
-        supervisor.stopping();
-    }
+    let (mut pods, workers) = running.end().await.context("end the agent's task")?;
     match &successor {
+        None => {
+            supervisor.stopping();
+            pods.stand_down();
+        }
         Some(successor) => {
-            // The successor has it, and if that one fails another daemon may start beside what is left of this one.
-            drop(instance);
-            endpoints.close().await;
-            successor.release().await;
-            workers.leave_dns().await?;
+            if let Some(endpoints) = endpoints {
+                endpoints.close().await;
+            }
+            shift.end(successor).await;
+            if let Err(error) = workers.leave_dns().await {
+                tracing::error!(%error, "DNS queries are received here still");
+            }
             tokio::time::sleep(LATE_HANDSHAKES).await;
         }
-        None => pods.stand_down(),
     }
     pods.close_listeners();
     // Certificates, workload data and metrics go on while connections finish; a second signal ends the wait.
@@ -266,7 +261,7 @@ async fn daemon(
         _ = interrupt.recv() => tracing::warn!(target: "redirect", "second signal: not waiting any longer"),
     }
     if successor.is_some() {
-        tracing::info!(target: "redirect", "all connections of before have ended");
+        // It has the pods.
     } else if config.capture.detach_on_exit {
         pods.clean_all();
         drop(pods);

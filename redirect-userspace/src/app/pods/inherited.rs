@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use super::Pods;
-use crate::{app::handover::Estate, capture::CaptureError, sys::netns::Netns};
+use crate::{app::handover::Estate, capture::CaptureError};
 
 impl Pods {
     /// Goes on with the sockets of the daemon in this cgroup, which still runs.
@@ -53,16 +53,12 @@ impl Pods {
                 continue;
             };
             let sockets = super::sockets(listeners, captured.dns.as_ref());
-            let applied = Netns::open(&pod.netns)
-                .map_err(|error| error.to_string())
-                .and_then(|netns| {
-                    let applied = self.capture.apply(pod, &netns, &sockets);
-                    applied.map_err(|error| error.to_string())
-                });
-            if let Err(error) = applied {
-                tracing::error!(pod = %uid, error, "cannot capture the pod again");
+            if let Err(error) = self.capture.apply(pod, &captured.netns, &sockets) {
+                tracing::error!(pod = %uid, %error, "cannot capture the pod again");
             }
         }
         self.settle();
+        // What was done in pods beside that is looked after as ever.
+        self.reassert(usize::MAX);
     }
 }
