@@ -17,8 +17,6 @@ mod reassert;
 mod recorded;
 mod verify;
 
-use redirect_common::ports;
-
 pub use self::{error::PodError, recorded::clean_recorded, verify::find};
 use super::{handover::Estate, record};
 use crate::{
