@@ -9,3 +9,4 @@ pub mod inotify;
 pub mod memory;
 pub mod netns;
 pub mod socket;
+pub mod sysctl;
