@@ -175,6 +175,7 @@ impl Reader<'_> {
             .map_or(Some(redirect_common::ABI_VERSION), |node| {
                 node.integer(1..=u32::MAX)
             });
+        let mount_bpffs = boolean(f, "mountBpffs", true);
         let cgroup = f.optional("cgroup").and_then(|node| absolute(&node));
         let exempt_uid = f.optional("exemptUid").and_then(|node| {
             let by_rules = !matches!(backend, Some(Backend::Ebpf | Backend::None));
@@ -196,6 +197,7 @@ impl Reader<'_> {
             probers: probers?,
             bpffs: bpffs?,
             abi: abi?,
+            mount_bpffs,
             cgroup,
             exempt_uid,
             events,
