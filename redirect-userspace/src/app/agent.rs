@@ -164,13 +164,13 @@ impl Task {
         let mut verify = tokio::time::interval_at(Instant::now() + interval, interval);
         verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            self.tell_when_ready();
+            self.tell_when_ready().await;
             let retry = self.failing.next();
             let is_at_work = !self.is_paused;
             tokio::select! {
                 // A closed channel ends the task, too.
                 _ = &mut stopped => break,
-                Some(other) = others.recv() => self.other(other),
+                Some(other) = others.recv() => self.other(other).await,
                 Some(order) = self.parts.orders.recv(), if is_at_work => self.obey(order).await,
                 Some(prepared) = self.prepared.1.recv(), if is_at_work => self.prepared(prepared).await,
                 () = until(retry), if is_at_work => {
@@ -203,12 +203,15 @@ impl Task {
         self.settle_all().await;
     }
 
-    fn tell_when_ready(&mut self) {
+    async fn tell_when_ready(&mut self) {
         if !self.preparing.is_empty() {
             return;
         }
         if let Some(ready) = self.ready.take() {
-            self.parts.pods.forget_inherited();
+            let accepting = self.parts.pods.accept_inherited(&self.parts.workers);
+            if let Err(error) = accepting.await {
+                tracing::error!(%error, "cannot accept where another daemon does");
+            }
             // Who does not wait any more is ending.
             _ = ready.send(FirstRound {
                 captured: self.parts.pods.count(),

@@ -25,7 +25,7 @@ use crate::{
     dns,
     pod::{Pod, PodUid},
     proxy::{
-        Listeners, PodContext, Shared, Workers, client_ip,
+        Accept, Listeners, PodContext, Shared, Workers, client_ip,
         site::{SiteId, Tenancy},
         standpoint::Standpoint,
     },
@@ -43,6 +43,9 @@ pub struct Pods {
     sites: HashMap<SiteId, Listeners>,
     /// Of the daemon from which this one takes over, until they are needed.
     inherited: Estate,
+    is_beside_another: bool,
+    /// Pods whose DNS sockets another daemon reads too: this one does not before all pods are captured.
+    dns_later: Vec<(Arc<PodContext>, dns::Sockets)>,
 }
 
 struct Captured {
@@ -89,6 +92,8 @@ impl Pods {
             turn: None,
             sites: HashMap::new(),
             inherited: Estate::default(),
+            is_beside_another: false,
+            dns_later: Vec::new(),
         }
     }
 
@@ -246,16 +251,21 @@ impl Pods {
         }
         let steered = self.capture.steers();
         let inherited = self.inherited.sites.remove(&place.site.0);
-        let listeners = match inherited.filter(|_| !steered) {
-            Some(inherited) => Ok(inherited),
-            None => Listeners::open(&place.netns, place.standpoint, steered),
+        let (listeners, accept) = match inherited.filter(|_| !steered) {
+            Some(inherited) => (Ok(inherited), Accept::Later),
+            None => {
+                let opened = Listeners::open(&place.netns, place.standpoint, steered);
+                (opened, Accept::Now)
+            }
         };
         let listeners = listeners.map_err(|(port, source)| PodError::Listen {
             port,
             netns: place.netns.path(),
             source,
         })?;
-        workers.open(place.site, place.tenancy, &listeners).await?;
+        workers
+            .open(place.site, place.tenancy, &listeners, accept)
+            .await?;
         self.sites.insert(place.site, listeners);
         Ok(())
     }

@@ -42,7 +42,7 @@ impl Running {
 }
 
 impl Task {
-    pub(super) fn other(&mut self, what: Other) {
+    pub(super) async fn other(&mut self, what: Other) {
         match what {
             Other::Asks(answer) => {
                 self.is_paused = true;
@@ -52,7 +52,11 @@ impl Task {
                 self.is_paused = false;
                 self.parts.pods.resume();
             }
-            Other::Ended => self.parts.pods.settle(),
+            Other::Ended => {
+                self.parts.pods.settle();
+                // What is not wanted any more was kept for that one, which would have gone on if this one had failed.
+                self.settle_all().await;
+            }
         }
     }
 }

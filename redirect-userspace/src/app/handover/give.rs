@@ -75,7 +75,7 @@ impl Successor {
 
 /// Binds beside, and renames: there is always one socket at the path.
 fn bind(path: &std::path::Path) -> io::Result<UnixSeqpacketListener> {
-    let staged = path.with_extension("new");
+    let staged = super::staged_path(path);
     match fs::remove_file(&staged) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

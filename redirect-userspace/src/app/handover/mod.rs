@@ -145,10 +145,19 @@ fn socket_path(state_dir: &Path) -> PathBuf {
 
 /// Removes what is left of the socket.
 pub fn remove(state_dir: &Path) -> io::Result<()> {
-    match std::fs::remove_file(socket_path(state_dir)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let path = socket_path(state_dir);
+    for path in [staged_path(&path), path] {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
+    Ok(())
+}
+
+/// Where it is made.
+fn staged_path(path: &Path) -> PathBuf {
+    path.with_extension("new")
 }
 
 async fn send(

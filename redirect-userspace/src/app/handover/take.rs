@@ -3,6 +3,7 @@
 use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use tokio_seqpacket::UnixSeqpacket;
@@ -11,6 +12,10 @@ use super::{
     Estate, HandoverError, Message, PROTOCOL, Way, all, receive, receive_soon, send, unexpected,
 };
 use crate::app::instance::{Instance, InstanceError};
+
+/// How often, and after which time, a daemon that cannot be reached is asked again.
+const TRIES: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The daemon that still runs.
 pub struct Predecessor {
@@ -31,13 +36,24 @@ pub async fn claim(
     state_dir: &Path,
     take_over: bool,
 ) -> Result<(Instance, Option<Predecessor>), HandoverError> {
-    match Instance::claim(state_dir) {
-        Ok(instance) => Ok((instance, None)),
-        Err(InstanceError::Taken { .. }) if take_over => {
-            let (lock, predecessor) = Predecessor::meet(state_dir).await?;
-            Ok((Instance::inherit(state_dir, lock), Some(predecessor)))
+    let mut tries = 0..TRIES;
+    loop {
+        match Instance::claim(state_dir) {
+            Ok(instance) => return Ok((instance, None)),
+            Err(InstanceError::Taken { .. }) if take_over => {}
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => Err(error.into()),
+        match Predecessor::meet(state_dir).await {
+            Ok((lock, predecessor)) => {
+                let instance = Instance::inherit(state_dir, lock);
+                return Ok((instance, Some(predecessor)));
+            }
+            // It is starting, or it ended just now.
+            Err(HandoverError::Socket { .. } | HandoverError::Ended) if tries.next().is_some() => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 

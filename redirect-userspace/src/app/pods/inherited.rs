@@ -3,7 +3,11 @@
 use std::{io, path::Path};
 
 use super::Pods;
-use crate::{app::handover::Estate, capture::CaptureError};
+use crate::{
+    app::handover::Estate,
+    capture::CaptureError,
+    proxy::{Workers, WorkersError},
+};
 
 impl Pods {
     /// Goes on with the sockets of the daemon in this cgroup, which still runs.
@@ -13,19 +17,32 @@ impl Pods {
         sockets: Estate,
     ) -> Result<(), CaptureError> {
         self.inherited = sockets;
+        self.is_beside_another = true;
         match predecessor {
             Some(cgroup) => self.capture.succeed(cgroup),
             None => Ok(()),
         }
     }
 
-    /// What was not needed: a listener must not outlive the daemon that accepts on it.
-    pub fn forget_inherited(&mut self) {
+    /// All pods are captured that can be: accepts on what the other daemon accepts on, too. What was not needed goes: a
+    /// listener must not outlive the daemon that accepts on it.
+    pub async fn accept_inherited(&mut self, workers: &Workers) -> Result<(), WorkersError> {
         self.inherited = Estate::default();
+        workers.accept_all().await?;
+        for (context, sockets) in std::mem::take(&mut self.dns_later) {
+            workers.serve_dns(&context, sockets).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether another daemon still carries connections of these pods.
+    pub fn is_beside_another(&self) -> bool {
+        self.is_beside_another
     }
 
     /// No other daemon runs on this node.
     pub fn settle(&mut self) {
+        self.is_beside_another = false;
         if let Err(error) = self.capture.settle() {
             tracing::error!(%error, "not all that was made for another daemon is gone");
         }

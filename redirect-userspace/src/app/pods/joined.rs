@@ -52,9 +52,9 @@ impl Pods {
         workers: &Workers,
     ) -> Result<dns::Sockets, PodError> {
         let steered = self.capture.steers();
-        let sockets = match self.inherited.dns.remove(&context.pod.uid) {
-            Some(inherited) => inherited.inherit(&context.netns, steered),
-            None => dns::Sockets::open(&context.netns, steered),
+        let (sockets, is_shared) = match self.inherited.dns.remove(&context.pod.uid) {
+            Some(inherited) => (inherited.inherit(&context.netns, steered), true),
+            None => (dns::Sockets::open(&context.netns, steered), false),
         };
         let listen = |source| PodError::Listen {
             port: ports::DNS,
@@ -63,7 +63,10 @@ impl Pods {
         };
         let sockets = sockets.map_err(listen)?;
         let served = sockets.try_clone().map_err(listen)?;
-        workers.serve_dns(context, served).await?;
+        match is_shared {
+            true => self.dns_later.push((context.clone(), served)),
+            false => workers.serve_dns(context, served).await?,
+        }
         Ok(sockets)
     }
 }
