@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{output, packages::Kernel};
-use crate::setup::find_program;
+use super::packages::Kernel;
+use crate::{program::output, setup::find_program};
 
 /// Modules whose path contains one of these, with all that they need.
 const MODULES: [&str; 8] = [

@@ -1,12 +1,12 @@
 //! `cargo xtask test-kernels`: boots Debian's old kernels in a small machine each, with a static build of the daemon, and runs
 //! `rdt-kernel` there.
 
-use std::{env, fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    ebpf,
+    ebpf, program,
     setup::{self, Need},
 };
 
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
     let object = ebpf::build()?;
     let cache = match &args.cache {
         Some(cache) => cache.clone(),
-        None => default_cache()?,
+        None => program::cache("kernels")?,
     };
     let kernels = packages::provide(&cache, &releases)?;
     let programs = build(&object)?;
@@ -109,13 +109,6 @@ pub fn run(args: &Args) -> Result<()> {
     }
     ensure!(failed == 0, "{failed} of {} kernels failed", releases.len());
     Ok(())
-}
-
-fn default_cache() -> Result<PathBuf> {
-    let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let base = base.or_else(|| env::home_dir().map(|home| home.join(".cache")));
-    let base = base.context("no home directory: give --cache DIR")?;
-    Ok(base.join("redirect/kernels"))
 }
 
 /// The daemon, the apps and the self-test without shared libraries, which the small machine has not.
@@ -145,19 +138,4 @@ fn build(object: &std::path::Path) -> Result<Vec<PathBuf>> {
     }
     let built = folder.join(TARGET).join("debug");
     Ok(names.iter().map(|name| built.join(name)).collect())
-}
-
-/// Runs a command and gives its output; what it says on its errors is in ours.
-fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("run {command:?}"))?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}: {}",
-        output.status,
-        errors.trim()
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
