@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    AgentConfig, CniEnrolment, KubernetesConfig, ZdsConfig,
+    AgentConfig, CONTAINER_ID, CniEnrolment, KubernetesConfig, ZdsConfig,
     read::{absolute, boolean, section},
 };
 use crate::{document::Fields, identity::spiffe::check_segment};
@@ -18,6 +18,9 @@ pub(super) fn read(f: &mut Fields<'_>, state_dir: Option<&Path>) -> Option<Agent
         Some(super::HostPaths {
             proc: path(f, "proc", "/proc"),
             cgroup: f.optional("cgroup").and_then(|node| absolute(&node)),
+            container_cgroup: f
+                .optional("containerCgroup")
+                .and_then(|node| node.checked(container_cgroup)),
         })
     });
     let kubernetes = f.optional("kubernetes").map(|node| {
@@ -64,6 +67,18 @@ fn cni(f: &mut Fields<'_>) -> Option<CniEnrolment> {
         namespace: segment("namespace", "namespace")?,
         service_account: segment("serviceAccount", "service account")?,
     })
+}
+
+/// A path below the hierarchy in which the container's id stands once.
+fn container_cgroup(text: &str) -> Result<String, String> {
+    let parts = || text.trim_matches('/').split('/');
+    if parts().any(|part| part.is_empty() || part == "." || part == "..") {
+        return Err(format!("{text:?} is no path of a cgroup"));
+    }
+    match text.matches(CONTAINER_ID).count() {
+        1 => Ok(text.to_owned()),
+        _ => Err(format!("{text:?} has to have {CONTAINER_ID} in it, once")),
+    }
 }
 
 fn path(f: &mut Fields<'_>, field: &'static str, default: &str) -> PathBuf {

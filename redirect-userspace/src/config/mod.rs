@@ -304,7 +304,13 @@ pub struct HostPaths {
     pub proc: PathBuf,
     /// The node's cgroup v2 hierarchy; found in the mount table if not said.
     pub cgroup: Option<PathBuf>,
+    /// The cgroup that a runtime without pods will use for a container, below that, with [`CONTAINER_ID`] in its place: for
+    /// runtimes that make it after the network.
+    pub container_cgroup: Option<String>,
 }
+
+/// What stands for a container's id in [`HostPaths::container_cgroup`].
+pub const CONTAINER_ID: &str = "{containerId}";
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct KubernetesConfig {

@@ -162,21 +162,26 @@ fn read(path: &str) -> Result<String, CgroupError> {
 
 /// Where the cgroup `path` of /proc/PID/cgroup is in the file system, from the text of mountinfo (proc(5)).
 fn directory(mountinfo: &str, path: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (mount, source) = line.split_once(" - ")?;
-        if source.split(' ').next() != Some("cgroup2") {
-            return None;
-        }
-        let mut fields = mount.split(' ').skip(3);
-        let (root, point) = (fields.next()?, fields.next()?);
+    mounts(mountinfo).find_map(|(root, point)| {
         // A bind mount of a part of the hierarchy shows only what is below its root.
         let below = Path::new(path).strip_prefix(root).ok()?;
-        let point = Path::new(&unescape(point)).to_owned();
         Some(if below.as_os_str().is_empty() {
             point
         } else {
             point.join(below)
         })
+    })
+}
+
+/// The mounts of cgroup v2 in the text of mountinfo: which cgroup is seen there, and where that is.
+pub fn mounts(mountinfo: &str) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+    mountinfo.lines().filter_map(|line| {
+        let (mount, source) = line.split_once(" - ")?;
+        if source.split(' ').next() != Some("cgroup2") {
+            return None;
+        }
+        let mut fields = mount.split(' ').skip(3).map(|field| unescape(field).into());
+        Some((fields.next()?, fields.next()?))
     })
 }
 
@@ -188,15 +193,11 @@ pub fn in_hierarchy(path: &Path) -> Result<String, CgroupError> {
 
 /// The reverse of [`directory`].
 fn kernel_name(mountinfo: &str, path: &Path) -> Option<String> {
-    let mounts = mountinfo.lines().filter_map(|line| {
-        let (mount, source) = line.split_once(" - ")?;
-        let mut fields = mount.split(' ').skip(3);
-        let (root, point) = (fields.next()?, unescape(fields.next()?));
-        let is_cgroup2 = source.split(' ').next() == Some("cgroup2");
+    let mounts = mounts(mountinfo).filter_map(|(root, point)| {
         // A part that is outside of this process's cgroup namespace has no name here.
         let is_named = !root.starts_with("/..");
         let below = path.strip_prefix(&point).ok()?;
-        (is_cgroup2 && is_named).then(|| (point.len(), Path::new(&unescape(root)).join(below)))
+        is_named.then(|| (point.as_os_str().len(), root.join(below)))
     });
     let (_, name) = mounts.max_by_key(|(length, _)| *length)?;
     Some(name.to_string_lossy().into_owned())

@@ -9,6 +9,7 @@ pub fn without_settings(socket: Option<PathBuf>) -> AgentConfig {
         host: HostPaths {
             proc: "/proc".into(),
             cgroup: None,
+            container_cgroup: None,
         },
         kubernetes: None,
         cni: CniEnrolment {
@@ -33,7 +34,8 @@ fn with(agent: &str) -> Result<AgentConfig, String> {
 #[test]
 fn everything_can_be_said() {
     let agent = with(
-        "{socket: null, host: {proc: /host/proc, cgroup: /host/cgroup}, kubernetes: {kubeconfig: /k, workloads: true}, \
+        "{socket: null, host: {proc: /host/proc, cgroup: /host/cgroup, \
+         containerCgroup: 'machine.slice/libpod-{containerId}.scope'}, kubernetes: {kubeconfig: /k, workloads: true}, \
          cni: {enroll: true, namespace: a, serviceAccount: b}, zds: {serve: /z}}",
     );
     let expected = AgentConfig {
@@ -41,6 +43,7 @@ fn everything_can_be_said() {
         host: HostPaths {
             proc: "/host/proc".into(),
             cgroup: Some("/host/cgroup".into()),
+            container_cgroup: Some("machine.slice/libpod-{containerId}.scope".to_owned()),
         },
         kubernetes: Some(KubernetesConfig {
             kubeconfig: Some("/k".into()),
@@ -67,6 +70,11 @@ fn what_cannot_be_is_refused() {
         ("{socket: a.sock}", "not an absolute path"),
         ("{zds: {serve: /a, connect: /b}}", "exclude each other"),
         ("{cni: {namespace: a/b}}", "namespace"),
+        ("{host: {containerCgroup: a/b}}", "{containerId} in it"),
+        (
+            "{host: {containerCgroup: \"../{containerId}\"}}",
+            "no path of a cgroup",
+        ),
         ("{kubernetes: {token: x}}", "token"),
         ("{pods: []}", "pods"),
     ] {
