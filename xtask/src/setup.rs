@@ -83,7 +83,11 @@ const ITEMS: &[Item] = &[
     item("qemu-system-x86_64", "qemu-system-x86", Need::Kernels),
     item("busybox", "busybox-static", Need::Kernels),
     item("xz", "xz-utils", Need::Kernels),
-    item("/usr/lib/go-1.19/bin/go", "golang-1.19-go", Need::Kubernetes),
+    item(
+        "/usr/lib/go-1.19/bin/go",
+        "golang-1.19-go",
+        Need::Kubernetes,
+    ),
     item("dpkg-source", "dpkg-dev", Need::Kubernetes),
     item("make", "make", Need::Kubernetes),
     item("rsync", "rsync", Need::Kubernetes),

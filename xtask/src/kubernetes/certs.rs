@@ -56,7 +56,8 @@ impl Certs {
     /// A kubeconfig of the user that `subject` names, in the folder as `NAME.kubeconfig`.
     pub fn kubeconfig(&self, name: &str, subject: &str) -> Result<PathBuf> {
         self.leaf(name, subject, None)?;
-        let cluster = json!({ "server": self.server, "certificate-authority": self.path("ca.crt") });
+        let cluster =
+            json!({ "server": self.server, "certificate-authority": self.path("ca.crt") });
         let user = json!({
             "client-certificate": self.path(&format!("{name}.crt")),
             "client-key": self.path(&format!("{name}.key")),
@@ -78,8 +79,23 @@ impl Certs {
     fn leaf(&self, name: &str, subject: &str, names: Option<&str>) -> Result<()> {
         let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
         let mut args = vec![
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-CA", "ca.crt",
-            "-CAkey", "ca.key", "-subj", subject, "-keyout", &key, "-out", &certificate,
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "30",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-subj",
+            subject,
+            "-keyout",
+            &key,
+            "-out",
+            &certificate,
         ];
         if let Some(names) = names {
             args.extend(["-addext", names]);

@@ -35,7 +35,8 @@ impl Cgroups {
 
     /// What a shell has to say so that it is in them all.
     pub fn enter(&self) -> String {
-        let line = |directory: &PathBuf| format!("echo $$ > {}/cgroup.procs\n", directory.display());
+        let line =
+            |directory: &PathBuf| format!("echo $$ > {}/cgroup.procs\n", directory.display());
         self.directories.iter().map(line).collect()
     }
 }

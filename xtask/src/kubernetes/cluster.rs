@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::{cgroups, certs::Certs, images, machine::Machine, source::renew, wait};
+use super::{certs::Certs, cgroups, images, machine::Machine, source::renew, wait};
 use crate::program::output;
 
 /// All that clusters of this command leave anywhere begins with it.
@@ -144,10 +144,16 @@ impl Cluster {
         let scheduler = self
             .certs
             .kubeconfig("scheduler", "/CN=system:kube-scheduler")?;
-        let (manager, scheduler) = (manager.display().to_string(), scheduler.display().to_string());
+        let (manager, scheduler) = (
+            manager.display().to_string(),
+            scheduler.display().to_string(),
+        );
         let (root, key) = (
             self.certs.path("ca.crt").display().to_string(),
-            self.certs.path("service-accounts.key").display().to_string(),
+            self.certs
+                .path("service-accounts.key")
+                .display()
+                .to_string(),
         );
         self.control.run(
             "kube-controller-manager",
@@ -250,10 +256,11 @@ impl Cluster {
         for node in &self.nodes {
             lines += &format!("{}:   nsenter --target {} --all\n", node.name, node.init());
         }
-        lines + &format!(
-            "logs:     {}/*/logs/\nend it:   cargo xtask test-k8s --remove",
-            self.folder.display()
-        )
+        lines
+            + &format!(
+                "logs:     {}/*/logs/\nend it:   cargo xtask test-k8s --remove",
+                self.folder.display()
+            )
     }
 
     /// Ends all machines and removes what they had here.

@@ -53,7 +53,12 @@ pub fn build_basic() -> Result<()> {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
     }
     let wait = "trap exit TERM INT; while :; do sleep 3600 & wait; done";
-    archive(&root, &work.join("pause.tar"), PAUSE, &["/bin/sh", "-c", wait])?;
+    archive(
+        &root,
+        &work.join("pause.tar"),
+        PAUSE,
+        &["/bin/sh", "-c", wait],
+    )?;
     let app = ebpf::target_dir().join("debug/rdt-app");
     copy(&app, &root.join("bin/rdt-app"))?;
     for library in libraries(&output(Command::new("ldd").arg(&app))?) {
@@ -90,7 +95,11 @@ fn archive(root: &Path, path: &Path, name: &str, entrypoint: &[&str]) -> Result<
     let manifest =
         json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
     fs::write(staged.join("manifest.json"), manifest.to_string())?;
-    tar(&staged, path, &["manifest.json", "config.json", "layer.tar"])?;
+    tar(
+        &staged,
+        path,
+        &["manifest.json", "config.json", "layer.tar"],
+    )?;
     fs::remove_dir_all(&staged)?;
     Ok(())
 }

@@ -35,7 +35,14 @@ impl Cluster {
     /// All objects of a kind in a namespace that have these labels (`a=b,c=d`).
     pub fn list(&self, namespace: &str, kind: &str, labels: &str) -> Result<Vec<Value>> {
         let labels = format!("--selector={labels}");
-        let args = ["--namespace", namespace, "get", kind, &labels, "--output=json"];
+        let args = [
+            "--namespace",
+            namespace,
+            "get",
+            kind,
+            &labels,
+            "--output=json",
+        ];
         let list: Value = serde_json::from_str(&self.ask(&args)?).context("kubectl's JSON")?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
@@ -61,17 +68,31 @@ impl Cluster {
     pub fn why(&self, namespace: &str, pod: &str) -> String {
         let described = self.ask(&["--namespace", namespace, "describe", "pod", pod]);
         let described = described.unwrap_or_default();
-        let events = described.find("\nEvents:").map_or("", |at| &described[at..]);
+        let events = described
+            .find("\nEvents:")
+            .map_or("", |at| &described[at..]);
         let logs = self.ask(&[
-            "--namespace", namespace, "logs", pod, "--all-containers", "--tail=15",
+            "--namespace",
+            namespace,
+            "logs",
+            pod,
+            "--all-containers",
+            "--tail=15",
         ]);
         format!("{}\n{}", events.trim(), logs.unwrap_or_default().trim())
     }
 
     /// Removes a pod and waits until kubelet has, too.
     pub fn delete(&self, namespace: &str, pod: &str) -> Result<()> {
-        self.ask(&["--namespace", namespace, "delete", "pod", pod, "--timeout=60s"])
-            .map(|_| ())
+        self.ask(&[
+            "--namespace",
+            namespace,
+            "delete",
+            "pod",
+            pod,
+            "--timeout=60s",
+        ])
+        .map(|_| ())
     }
 
     /// What `rdt-app` said there, one JSON object per line, with `event`.
@@ -85,7 +106,9 @@ impl Cluster {
 
 /// The last event of this name.
 pub fn find_event(said: &str, event: &str) -> Option<Value> {
-    let events = said.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let events = said
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
     events
         .filter(|value: &Value| value["event"] == event)
         .last()
@@ -93,9 +116,10 @@ pub fn find_event(said: &str, event: &str) -> Option<Value> {
 
 pub fn is_ready(object: &Value) -> bool {
     let conditions = object["status"]["conditions"].as_array();
-    conditions.into_iter().flatten().any(|condition| {
-        condition["type"] == "Ready" && condition["status"] == "True"
-    })
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 /// A string of an object; empty if there is none.

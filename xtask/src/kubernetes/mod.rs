@@ -1,17 +1,17 @@
 //! `cargo xtask test-k8s`: a real Kubernetes of two nodes on this machine, and redirect on it as its users install it.
 
-use std::path::PathBuf;
-use std::time::Instant;
+use std::{path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Result, ensure};
 
 use crate::{
-    program,
+    ebpf, program,
     setup::{self, Need},
 };
 
 mod certs;
 mod cgroups;
+mod chart;
 mod cluster;
 mod images;
 mod kubectl;
@@ -20,7 +20,9 @@ mod report;
 mod source;
 mod steps;
 mod wait;
+mod wire;
 
+use chart::Chart;
 use cluster::Cluster;
 use report::Report;
 
@@ -32,6 +34,9 @@ pub struct Args {
     /// Only remove clusters that were kept, or whose test was killed
     #[arg(long)]
     remove: bool,
+    /// Only the cluster, without redirect
+    #[arg(long)]
+    bare: bool,
     /// Where Kubernetes is kept [default: $XDG_CACHE_HOME/redirect/kubernetes]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -57,18 +62,67 @@ pub fn run(args: &Args) -> Result<()> {
         None => program::cache("kubernetes")?,
     };
     let programs = source::kubernetes(&cache, args.source.as_deref())?;
+    ebpf::build()?;
+    program::succeed(
+        Command::new("cargo")
+            .current_dir(ebpf::workspace())
+            .args(["build", "--bins", "--package", "redirect-userspace"])
+            .args(["--package", "redirect-tests"]),
+    )?;
     images::build_basic()?;
+    let mesh = match args.bare {
+        true => None,
+        false => Some(Mesh::build(&cache)?),
+    };
+
     let started = Instant::now();
     let cluster = Cluster::start(&programs)?;
-    println!("started in {:.1} s", started.elapsed().as_secs_f32());
+    println!(
+        "cluster started in {:.0} s",
+        started.elapsed().as_secs_f32()
+    );
     let mut report = Report::new();
     steps::plain::show(&mut report, &cluster);
+    if let Some(mesh) = mesh {
+        mesh.show(&mut report, &cluster)?;
+    }
     if args.keep {
         println!("{}", cluster.how_to_look());
     } else {
         report.step("the machine is as before", || {
-            cluster.stop().map(|()| "no process, mount, cgroup or folder of it is left".to_owned())
+            cluster.stop()?;
+            Ok("no process, mount, cgroup or folder of the cluster is left".to_owned())
         });
     }
     report.end()
+}
+
+/// What is needed besides the cluster.
+struct Mesh {
+    image: PathBuf,
+    helm: PathBuf,
+    redirect: PathBuf,
+}
+
+impl Mesh {
+    fn build(cache: &std::path::Path) -> Result<Self> {
+        let built = ebpf::target_dir().join("debug");
+        let debian = source::debian(cache)?;
+        Ok(Self {
+            image: images::build_daemon(cache, &debian, &built)?,
+            helm: source::helm(cache)?,
+            redirect: built.join("redirect"),
+        })
+    }
+
+    fn show(&self, report: &mut Report, cluster: &Cluster) -> Result<()> {
+        let before = steps::removal::Before::look(cluster)?;
+        let chart = Chart::new(cluster, &self.helm)?;
+        if steps::install::show(report, &chart, &self.image, &self.redirect) {
+            steps::capture::show(report, &chart);
+            steps::lifecycle::show(report, &chart);
+        }
+        steps::removal::show(report, &chart, &before);
+        Ok(())
+    }
 }

