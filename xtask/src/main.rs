@@ -13,6 +13,7 @@ mod kubernetes;
 mod program;
 mod setup;
 mod test;
+mod tree;
 
 /// Everything that is done to this repository, one command each. Each runs what it needs first.
 #[derive(Parser)]

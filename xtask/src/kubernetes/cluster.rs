@@ -31,11 +31,22 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts everything; the nodes are ready some seconds later. `programs` has the programs of Kubernetes.
-    pub fn start(programs: &Path) -> Result<Self> {
+    ///
+    /// When it fails, what was there until then stays only if it is to be looked at.
+    pub fn start(programs: &Path, keep: bool) -> Result<Self> {
         let name = format!("{PREFIX}{}", std::process::id());
         let folder = Path::new("/run").join(&name);
+        Self::build(name.clone(), folder, programs).or_else(|error| {
+            if !keep {
+                cgroups::kill(&name)?;
+                remove(&name)?;
+            }
+            Err(error)
+        })
+    }
+
+    fn build(name: String, folder: PathBuf, programs: &Path) -> Result<Self> {
         renew(&folder)?;
-        // From here on a failure leaves things behind, which the next run sweeps.
         let certs = Certs::create(&folder.join("certs"), CONTROL, SERVICE)?;
         let shown = [programs, &folder.join("certs")];
         let control = Machine::start(&name, "control", &folder.join("control"), &shown)?;
@@ -137,7 +148,7 @@ impl Cluster {
         wait::until("the API server answers", 90, || {
             kubectl(&["get", "--raw=/readyz"]).is_ok()
         })
-        .with_context(|| self.control.log("kube-apiserver").display().to_string())?;
+        .with_context(|| self.control.said("kube-apiserver"))?;
         let manager = self
             .certs
             .kubeconfig("controller-manager", "/CN=system:kube-controller-manager")?;
@@ -214,7 +225,7 @@ impl Cluster {
         wait::until("containerd answers", 60, || {
             output(node.command("ctr").args(["--namespace=k8s.io", "version"])).is_ok()
         })
-        .with_context(|| node.log("containerd").display().to_string())?;
+        .with_context(|| node.said("containerd"))?;
         images::import_basic(node)
     }
 

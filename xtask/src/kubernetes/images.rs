@@ -1,7 +1,6 @@
 //! Images for the cluster's containerd, which can pull none: archives in the format of `docker save`, made by hand.
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -11,7 +10,12 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::{machine::Machine, source::renew};
-use crate::{ebpf, program::output, setup::find_program};
+use crate::{
+    ebpf,
+    program::output,
+    setup::find_program,
+    tree::{copy, libraries},
+};
 
 pub const PAUSE: &str = "redirect.test/pause:1";
 pub const APP: &str = "redirect.test/app:1";
@@ -61,7 +65,7 @@ pub fn build_basic() -> Result<()> {
     )?;
     let app = ebpf::target_dir().join("debug/rdt-app");
     copy(&app, &root.join("bin/rdt-app"))?;
-    for library in libraries(&output(Command::new("ldd").arg(&app))?) {
+    for library in libraries(&app)? {
         copy(
             Path::new(&library),
             &root.join(library.trim_start_matches('/')),
@@ -102,27 +106,6 @@ fn archive(root: &Path, path: &Path, name: &str, entrypoint: &[&str]) -> Result<
     )?;
     fs::remove_dir_all(&staged)?;
     Ok(())
-}
-
-/// With the folders above `to`, and what `from` points to if it is a link.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    if let Some(folder) = to.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
-    Ok(())
-}
-
-/// The files that ldd names: `NAME => PATH (ADDRESS)`, or the loader's `PATH (ADDRESS)`.
-fn libraries(ldd: &str) -> BTreeSet<String> {
-    let words = ldd.lines().filter_map(|line| {
-        let line = line.split(" => ").last()?.trim();
-        line.split(' ').next()
-    });
-    words
-        .filter(|word| word.starts_with('/'))
-        .map(str::to_owned)
-        .collect()
 }
 
 /// The daemon's image: what `deploy/Dockerfile` says, on a base that nobody had to pull, with the programs of `built`.

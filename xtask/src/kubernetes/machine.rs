@@ -127,8 +127,15 @@ impl Machine {
         Ok(())
     }
 
-    pub fn log(&self, name: &str) -> PathBuf {
+    fn log(&self, name: &str) -> PathBuf {
         self.folder.join("logs").join(name)
+    }
+
+    /// The end of a program's log.
+    pub fn said(&self, name: &str) -> String {
+        let log = fs::read_to_string(self.log(name)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     /// Ends everything that runs there.

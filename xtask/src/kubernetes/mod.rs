@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
 
     let started = Instant::now();
-    let cluster = Cluster::start(&programs)?;
+    let cluster = Cluster::start(&programs, args.keep)?;
     println!(
         "cluster started in {:.0} s",
         started.elapsed().as_secs_f32()
