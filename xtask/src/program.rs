@@ -1,6 +1,6 @@
-//! Other programs: run to their end, with an error that says what they said. And where what they made is kept.
+//! Other programs: run to their end, with an error that says what they said.
 
-use std::{env, path::PathBuf, process::Command};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
@@ -26,12 +26,4 @@ pub fn succeed(command: &mut Command) -> Result<()> {
         .with_context(|| format!("run {command:?}"))?;
     ensure!(status.success(), "{command:?}: {status}");
     Ok(())
-}
-
-/// `$XDG_CACHE_HOME/redirect/NAME`: what is fetched or built once, outside of the repository.
-pub fn cache(name: &str) -> Result<PathBuf> {
-    let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let base = base.or_else(|| env::home_dir().map(|home| home.join(".cache")));
-    let base = base.context("no home directory: give --cache DIR")?;
-    Ok(base.join("redirect").join(name))
 }

@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf, process::Command, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    ebpf, program,
+    ebpf,
     setup::{self, Need},
 };
 
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
     let object = ebpf::build()?;
     let cache = match &args.cache {
         Some(cache) => cache.clone(),
-        None => program::cache("kernels")?,
+        None => setup::cache()?.join("kernels"),
     };
     let kernels = packages::provide(&cache, &releases)?;
     let programs = build(&object)?;

@@ -136,6 +136,8 @@ impl Cluster {
                     "https://kubernetes.default.svc.cluster.local",
                 ),
                 ("service-cluster-ip-range", "10.96.0.0/16"),
+                // Nobody resolves the nodes' names.
+                ("kubelet-preferred-address-types", "InternalIP"),
                 ("authorization-mode", "Node,RBAC"),
                 ("enable-admission-plugins", "NodeRestriction"),
                 ("allow-privileged", "true"),

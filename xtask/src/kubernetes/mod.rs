@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> Result<()> {
     setup::ensure(&[Need::BpfToolchain, Need::Testbed, Need::Kubernetes])?;
     let cache = match &args.cache {
         Some(cache) => cache.clone(),
-        None => program::cache("kubernetes")?,
+        None => setup::cache()?.join("kubernetes"),
     };
     let programs = source::kubernetes(&cache, args.source.as_deref())?;
     ebpf::build()?;
@@ -110,7 +110,7 @@ impl Mesh {
         let debian = source::debian(cache)?;
         Ok(Self {
             image: images::build_daemon(cache, &debian, &built)?,
-            helm: source::helm(cache)?,
+            helm: setup::helm::provide()?,
             redirect: built.join("redirect"),
         })
     }

