@@ -94,7 +94,12 @@ impl<'a> Chart<'a> {
 
     /// Waits until each node's daemon is of this roll-out and ready.
     pub fn rolled_out(&self) -> Result<()> {
-        let daemonset = format!("daemonset/{NAME}");
+        self.rolled_out_as(NAME)
+    }
+
+    /// The same for a DaemonSet that is not the chart's own.
+    pub fn rolled_out_as(&self, name: &str) -> Result<()> {
+        let daemonset = format!("daemonset/{name}");
         let said = self.cluster.ask(&[
             "--namespace",
             NAME,
@@ -121,14 +126,15 @@ impl<'a> Chart<'a> {
         self.cluster.list(NAME, "pods", LABELS)
     }
 
-    /// The daemon's pod on a node, that is not ending.
+    /// The daemon's pod on a node; the newest of those that are not ending.
     pub fn pod_on(&self, node: &str) -> Result<String> {
         wait::some(&format!("{node} has a daemon"), 60, || {
             let pods = self.pods()?;
-            let found = pods.iter().find(|pod| {
+            let living = pods.iter().filter(|pod| {
                 pod["spec"]["nodeName"] == node && pod["metadata"]["deletionTimestamp"].is_null()
             });
-            Ok(found.map(|pod| text(&pod["metadata"]["name"])))
+            let newest = living.max_by_key(|pod| text(&pod["metadata"]["creationTimestamp"]));
+            Ok(newest.map(|pod| text(&pod["metadata"]["name"])))
         })
     }
 

@@ -365,7 +365,7 @@ fn kubelet(ca: &Path) -> Value {
         "oomScoreAdj": 0,
         "maxOpenFiles": 10000,
         // A disk that is nearly full is this machine's matter.
-        "evictionHard": { "memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%" },
+        "evictionHard": { "memory.available": "50Mi", "nodefs.available": "0%", "imagefs.available": "0%" },
         "imageGCHighThresholdPercent": 100,
         "syncFrequency": "5s",
         "nodeStatusUpdateFrequency": "5s",

@@ -53,7 +53,7 @@ pub fn build_basic() -> Result<()> {
     let root = work.join("root");
     renew(&root)?;
     copy(&busybox, &root.join("bin/busybox"))?;
-    for name in ["sh", "sleep", "wget", "httpd", "cat"] {
+    for name in ["sh", "sleep", "wget", "httpd", "cat", "mkdir", "rm"] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name))?;
     }
     let wait = "trap exit TERM INT; while :; do sleep 3600 & wait; done";

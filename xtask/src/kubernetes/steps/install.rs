@@ -90,7 +90,7 @@ fn rights(chart: &Chart<'_>) -> Result<String> {
     let path = chart.cluster.folder.join("daemonset.yaml");
     std::fs::write(&path, daemonset)?;
     let read = chart.cluster.ask(&[
-        "apply",
+        "create",
         "--dry-run=client",
         "--output=json",
         "--filename",
