@@ -21,3 +21,4 @@ pub mod requests;
 pub mod socket;
 pub mod source;
 pub mod wishes;
+pub mod zds;
