@@ -12,6 +12,7 @@ mod kernels;
 mod kubernetes;
 mod program;
 mod setup;
+mod soak;
 mod test;
 mod tree;
 
@@ -39,6 +40,8 @@ enum Command {
     TestK8s(kubernetes::Args),
     /// Measure a redirect pair beside no proxy and beside HAProxy
     Bench(bench::Args),
+    /// Add and remove 110 pods 50 times, kill the daemon 100 times in the midst, and look for what is left
+    Soak(soak::Args),
     /// Everything that can be checked without running the daemon: fmt, layering, deny, clippy, BPF, docs
     Check(check::Args),
 }
@@ -52,6 +55,7 @@ fn main() -> Result<()> {
         Command::TestKernels(args) => kernels::run(&args),
         Command::TestK8s(args) => kubernetes::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Check(args) => check::run(&args),
     }
 }
