@@ -23,10 +23,7 @@ pub fn of(config: &Config) -> Vec<Source> {
         (true, Source::Config),
         (has_socket(config), Source::Command),
         (agent.kubernetes.is_some(), Source::Kubernetes),
-        (
-            agent.cni.enroll && agent.kubernetes.is_none(),
-            Source::Cni,
-        ),
+        (agent.cni.enroll && agent.kubernetes.is_none(), Source::Cni),
         (agent.zds.connect.is_some(), Source::Zds),
     ];
     let asked = asked.into_iter().filter(|(is_asked, _)| *is_asked);
@@ -56,7 +53,12 @@ pub fn serve_socket(
     enrolment: Arc<dyn Enrolment>,
     attachments: Arc<Attachments>,
 ) -> anyhow::Result<()> {
-    let Some(path) = config.agent.socket.as_deref().filter(|_| has_socket(config)) else {
+    let Some(path) = config
+        .agent
+        .socket
+        .as_deref()
+        .filter(|_| has_socket(config))
+    else {
         return Ok(());
     };
     let requests = Requests::new(Parts {

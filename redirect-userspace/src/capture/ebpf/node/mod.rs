@@ -64,7 +64,6 @@ pub struct NodeCapture {
     object: Object,
     /// The daemon's.
     own: Cgroup,
-    /// What was made on the node.
     state: Array<MapData, Plain<NodeEntry>>,
     pins: Pins,
     tables: Tables,
@@ -96,7 +95,6 @@ impl NodeCapture {
         let interfaces = typed(&mut object, names::NODE_PODS)?;
         let mut state = typed(&mut object, names::NODE)?;
         prepare(&mut state, object.programs(), &pins.proxy(own.id))?;
-        // What is delivered is given to the proxy's sockets whoever's program does it, but only once.
         pins.remove_other_proxies(own.id)?;
         let probers = config.probers.clone();
         let prober = Prober::attach(object.programs().clone(), pins.clone(), probers)?;
@@ -290,8 +288,8 @@ impl Capture for NodeCapture {
     }
 
     fn settle(&mut self) -> Result<(), CaptureError> {
-        let directory = self.pins.proxy(self.own.id);
-        prepare(&mut self.state, self.object.programs(), &directory)?;
+        let own = self.pins.proxy(self.own.id);
+        prepare(&mut self.state, self.object.programs(), &own)?;
         self.pins.remove_other_proxies(self.own.id)?;
         self.tables.remove_other_proxies(self.own.id)?;
         self.pins.remove_other_versions()
