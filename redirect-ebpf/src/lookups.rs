@@ -9,8 +9,8 @@ use redirect_common::{
     decide::{Decision, Lists, Lookups},
     inbound,
     maps::{
-        CgroupKey, FlowKey, InboundEntry, List, NetKey, OwnKey, PassEntry, PassKey, PodEntry, PortKey,
-        ServiceKey, SharerKey, SocketKind, pod_flags,
+        CgroupKey, FlowKey, InboundEntry, List, NetKey, OwnKey, PassEntry, PassKey, PodEntry,
+        PortKey, ServiceKey, SharerKey, SocketKind, pod_flags,
     },
 };
 

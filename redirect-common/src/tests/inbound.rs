@@ -270,10 +270,28 @@ fn redirected_connections_are_steered() {
             steer(outbound, Reason::OwnAddress),
         ),
         // As another pod's, from here: a forged source leads to nobody else's listener.
-        ("10.1.0.9", REDIRECTED, "127.130.1.1", 15_001, pass(by_loopback)),
+        (
+            "10.1.0.9",
+            REDIRECTED,
+            "127.130.1.1",
+            15_001,
+            pass(by_loopback),
+        ),
         ("10.1.0.2", 40_000, "127.130.1.1", 15_001, pass(by_loopback)),
-        ("10.1.0.2", REDIRECTED, "127.130.1.1", 15_006, pass(by_loopback)),
-        ("127.0.0.1", REDIRECTED, "127.0.0.1", 15_001, pass(by_loopback)),
+        (
+            "10.1.0.2",
+            REDIRECTED,
+            "127.130.1.1",
+            15_006,
+            pass(by_loopback),
+        ),
+        (
+            "127.0.0.1",
+            REDIRECTED,
+            "127.0.0.1",
+            15_001,
+            pass(by_loopback),
+        ),
     ] {
         let arrival = arrival(src, src_port, dst, port);
         for elsewhere in [Elsewhere::Refused, Elsewhere::Passed] {

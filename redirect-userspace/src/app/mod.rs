@@ -63,11 +63,7 @@ pub fn run(mut config: Config, start: Start) -> anyhow::Result<()> {
         Backend::Auto | Backend::Ebpf | Backend::Iptables | Backend::Nftables => {
             let configured = config.capture.cgroup.as_deref();
             let is_alone = predecessor.is_none();
-            Some(own_cgroup::enter(
-                &config.state_dir,
-                configured,
-                is_alone,
-            )?)
+            Some(own_cgroup::enter(&config.state_dir, configured, is_alone)?)
         }
     };
     config.capture = capture::choose_backend(config.capture)?;

@@ -57,7 +57,9 @@ fn recorded(state_dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         bytes => bytes.with_context(|| format!("read {}", record.display()))?,
     };
-    let paths = bytes.split(|byte| *byte == 0).filter(|path| !path.is_empty());
+    let paths = bytes
+        .split(|byte| *byte == 0)
+        .filter(|path| !path.is_empty());
     Ok(paths
         .map(|path| PathBuf::from(OsString::from_vec(path.to_vec())))
         .collect())
@@ -65,7 +67,10 @@ fn recorded(state_dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 
 fn record(state_dir: &Path, cgroups: &[PathBuf]) -> anyhow::Result<()> {
     let record = state_dir.join(RECORD);
-    let paths: Vec<_> = cgroups.iter().map(|path| path.as_os_str().as_bytes()).collect();
+    let paths: Vec<_> = cgroups
+        .iter()
+        .map(|path| path.as_os_str().as_bytes())
+        .collect();
     fs::write(&record, paths.join(&0)).with_context(|| format!("write {}", record.display()))
 }
 

@@ -191,7 +191,9 @@ impl Pods {
         let pod = &context.pod;
         // Where pods share a namespace, a query does not tell whose it is.
         let dns = pod.options.capture_dns && place.tenancy == Tenancy::OnePod;
-        let dns = self.join(&context, place.site, dns, before, workers).await?;
+        let dns = self
+            .join(&context, place.site, dns, before, workers)
+            .await?;
         let applied = match self.sites.get(&place.site) {
             Some(listeners) => {
                 let sockets = sockets(listeners, dns.as_ref());

@@ -169,7 +169,10 @@ impl OpenSite {
             let accepting = accept_loop(listener, stop.subscribe(), move |stream, client| {
                 handle(&worker, &members, stream, client);
             });
-            let (mut stop, waits) = (stop.subscribe(), waits.as_ref().map(watch::Sender::subscribe));
+            let (mut stop, waits) = (
+                stop.subscribe(),
+                waits.as_ref().map(watch::Sender::subscribe),
+            );
             tokio::task::spawn_local(async move {
                 if let Some(mut waits) = waits {
                     tokio::select! {

@@ -242,6 +242,8 @@ pub fn load_with(bpffs: &Path, cgroup: &Path, probers: Vec<PathBuf>) -> EbpfCapt
         events: false,
         detach_on_exit: false,
         verify_interval: std::time::Duration::from_secs(10),
+        mount_bpffs: true,
+        abi: redirect_common::ABI_VERSION,
     };
     EbpfCapture::load(&config, cgroup).expect("load the programs")
 }

@@ -19,7 +19,10 @@ fn a_second_daemon_is_refused_clearly() {
     assert_eq!(second.wait().code(), Some(1));
     let said = second.log().join("\n");
     let pid = format!("another daemon (pid {})", mesh.daemon_a.pid());
-    assert!(said.contains(&pid) && said.contains("--take-over"), "{said}");
+    assert!(
+        said.contains(&pid) && said.contains("--take-over"),
+        "{said}"
+    );
     greeted(&mesh.client, mesh.server.at(GREETER), &[]);
 }
 
@@ -39,7 +42,10 @@ fn another_backend_does_not_take_over() {
     let mut other = spec.spawn();
     assert_eq!(other.wait().code(), Some(1));
     let said = other.log().join("\n");
-    assert!(said.contains("captures by ebpf") && said.contains("this one by nftables"), "{said}");
+    assert!(
+        said.contains("captures by ebpf") && said.contains("this one by nftables"),
+        "{said}"
+    );
     goes_on(&mesh.daemon_a);
     assert_eq!(load.end().1, "{}");
 }
@@ -193,7 +199,10 @@ fn uninstall_after_a_crash_in_the_midst() {
             spec.uninstall();
             let after = State::of(pod.netns(), &cgroups);
             let differences = before.differences(&after);
-            assert!(differences.is_empty(), "{backend}, {delay} ms: {differences:#?}");
+            assert!(
+                differences.is_empty(),
+                "{backend}, {delay} ms: {differences:#?}"
+            );
             assert!(is_gone(&spec.state_dir()), "{backend}, {delay} ms");
         }
     }

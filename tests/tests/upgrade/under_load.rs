@@ -109,7 +109,9 @@ fn wrk_has_no_error() {
         for error in ["Socket errors", "Non-2xx"] {
             assert!(!said.contains(error), "{}: {said}", wrk.name());
         }
-        let requests = said.lines().find_map(|line| line.split_once(" requests in"));
+        let requests = said
+            .lines()
+            .find_map(|line| line.split_once(" requests in"));
         let requests = requests.expect("a count").0.trim().parse::<u64>();
         assert!(requests.expect("a number") > 1000, "{said}");
     }

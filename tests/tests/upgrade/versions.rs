@@ -60,7 +60,9 @@ fn versions(daemon: &Daemon) -> Vec<String> {
     let ours = daemon.spec().bpffs().join("redirect");
     let entries = fs::read_dir(ours).expect("pins");
     let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
-    entries.map(|entry| name(entry.expect("an entry"))).collect()
+    entries
+        .map(|entry| name(entry.expect("an entry")))
+        .collect()
 }
 
 #[test]

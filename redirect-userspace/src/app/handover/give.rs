@@ -149,11 +149,7 @@ async fn refuse(stream: &UnixSeqpacket, reason: String) -> Result<Estate, Handov
     Err(HandoverError::Refused(reason))
 }
 
-async fn hand_over(
-    stream: &UnixSeqpacket,
-    own: &Own,
-    estate: Estate,
-) -> Result<(), HandoverError> {
+async fn hand_over(stream: &UnixSeqpacket, own: &Own, estate: Estate) -> Result<(), HandoverError> {
     let state = Message::State {
         way: own.way.clone(),
         cgroup: own.cgroup.clone(),

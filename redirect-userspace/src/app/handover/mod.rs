@@ -208,9 +208,7 @@ async fn receive(stream: &UnixSeqpacket) -> Result<(Message, Vec<OwnedFd>), Hand
 }
 
 /// The same, for an answer that is due at once.
-async fn receive_soon(
-    stream: &UnixSeqpacket,
-) -> Result<(Message, Vec<OwnedFd>), HandoverError> {
+async fn receive_soon(stream: &UnixSeqpacket) -> Result<(Message, Vec<OwnedFd>), HandoverError> {
     tokio::time::timeout(PATIENCE, receive(stream))
         .await
         .map_err(|_| HandoverError::Silent)?

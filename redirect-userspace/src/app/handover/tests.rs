@@ -72,7 +72,10 @@ async fn sockets_and_lock_are_handed_over() {
         let (instance, predecessor) = claim(dir.path(), true).await.unwrap();
         let mut predecessor = predecessor.unwrap();
         predecessor.check(&way()).unwrap();
-        assert_eq!(predecessor.cgroup.as_deref(), Some(Path::new("/sys/fs/cgroup/a")));
+        assert_eq!(
+            predecessor.cgroup.as_deref(),
+            Some(Path::new("/sys/fs/cgroup/a"))
+        );
         let sockets = predecessor.sockets();
         let hbone = &sockets.sites[&4711].hbone;
         assert_eq!(hbone.local_addr().unwrap().port(), port);
@@ -127,14 +130,25 @@ async fn what_is_not_understood_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let old = Instance::claim(dir.path()).unwrap();
     let ask = async {
-        for packet in [&b"{}"[..], b"nonsense", br#"{"say":"ready"}"#, &[b'x'; 20_000]] {
-            let stream = UnixSeqpacket::connect(socket_path(dir.path())).await.unwrap();
+        for packet in [
+            &b"{}"[..],
+            b"nonsense",
+            br#"{"say":"ready"}"#,
+            &[b'x'; 20_000],
+        ] {
+            let stream = UnixSeqpacket::connect(socket_path(dir.path()))
+                .await
+                .unwrap();
             stream.send(packet).await.unwrap();
             let answer = stream.recv(&mut [0; 100]).await;
             assert_eq!(answer.map_or(0, |info| info.bytes_read()), 0, "{packet:?}");
         }
-        let stream = UnixSeqpacket::connect(socket_path(dir.path())).await.unwrap();
-        send(&stream, &Message::TakeOver { protocol: 99 }, &[]).await.unwrap();
+        let stream = UnixSeqpacket::connect(socket_path(dir.path()))
+            .await
+            .unwrap();
+        send(&stream, &Message::TakeOver { protocol: 99 }, &[])
+            .await
+            .unwrap();
         let (Message::Refused { reason }, _) = receive(&stream).await.unwrap() else {
             panic!("not refused");
         };

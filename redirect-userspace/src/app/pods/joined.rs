@@ -36,7 +36,11 @@ impl Pods {
         }
         let serves = match (served, asks) {
             (None, true) => self.serve_dns(context, workers).await.map(Some),
-            (Some(_), false) => workers.end_dns(uid).await.map(|()| None).map_err(Into::into),
+            (Some(_), false) => workers
+                .end_dns(uid)
+                .await
+                .map(|()| None)
+                .map_err(Into::into),
             (served, _) => Ok(served),
         };
         if serves.is_err() {

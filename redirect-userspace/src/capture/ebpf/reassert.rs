@@ -30,16 +30,12 @@ impl EbpfCapture {
         let Some(here) = self.applied.get(uid) else {
             return Ok(vec!["its capture was not applied".to_owned()]);
         };
-        let subject = match Subject::find(
-            &here.pod,
-            &here.netns,
-            &self.own,
-            self.predecessor.as_ref(),
-        ) {
-            // Nobody is in a cgroup that is gone.
-            Err(_) if !here.pod.cgroup.exists() => return Ok(Vec::new()),
-            subject => subject?,
-        };
+        let subject =
+            match Subject::find(&here.pod, &here.netns, &self.own, self.predecessor.as_ref()) {
+                // Nobody is in a cgroup that is gone.
+                Err(_) if !here.pod.cgroup.exists() => return Ok(Vec::new()),
+                subject => subject?,
+            };
         let mut wrong = self.links_missing(&subject)?;
         if !self.tables.has(&subject) {
             wrong.push("the programs do not know it".to_owned());

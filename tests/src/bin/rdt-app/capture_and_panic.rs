@@ -29,7 +29,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut capture = capture::open(&config.capture, Some(&cgroup))?;
     for pod in &config.pods {
         let netns = Netns::open(&pod.netns)?;
-        let listeners = Listeners::open(&netns, Standpoint::Inside, true).map_err(|(_, error)| error)?;
+        let listeners =
+            Listeners::open(&netns, Standpoint::Inside, true).map_err(|(_, error)| error)?;
         let sockets = Sockets {
             outbound: listeners.outbound.as_fd(),
             inbound_plaintext: listeners.inbound_plaintext.as_fd(),

@@ -44,6 +44,7 @@ use crate::{
 
 mod host;
 mod interface;
+mod succession;
 mod untracked;
 
 use interface::Interface;
@@ -62,7 +63,6 @@ const PROBER: &str = "rdr_prober_ops";
 
 pub struct NodeCapture {
     object: Object,
-    /// The daemon's.
     own: Cgroup,
     state: Array<MapData, Plain<NodeEntry>>,
     pins: Pins,
@@ -287,12 +287,12 @@ impl Capture for NodeCapture {
         self.counters.clone()
     }
 
+    fn succeed(&mut self, predecessor: &Path) -> Result<(), CaptureError> {
+        self.stand_beside(predecessor)
+    }
+
     fn settle(&mut self) -> Result<(), CaptureError> {
-        let own = self.pins.proxy(self.own.id);
-        prepare(&mut self.state, self.object.programs(), &own)?;
-        self.pins.remove_other_proxies(self.own.id)?;
-        self.tables.remove_other_proxies(self.own.id)?;
-        self.pins.remove_other_versions()
+        self.stand_alone()
     }
 
     fn start(&mut self) {
