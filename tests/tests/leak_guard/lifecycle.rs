@@ -260,6 +260,8 @@ fn config(daemon: &redirect_tests::DaemonSpec) -> CaptureConfig {
         events: false,
         detach_on_exit: false,
         verify_interval: std::time::Duration::from_secs(10),
+        mount_bpffs: true,
+        abi: redirect_common::ABI_VERSION,
     }
 }
 
