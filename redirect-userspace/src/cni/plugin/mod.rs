@@ -16,14 +16,12 @@ use serde_json::value::RawValue;
 
 use self::call::{Call, Command};
 use super::{
-    conflist::Entry,
+    conflist::{Entry, VERSIONS},
     protocol::{Attachment, PodName, Request},
 };
 
 pub use self::{call::Environment, error::PluginError};
 
-/// Versions of the specification that we speak.
-pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Longest configuration that is read: prevResult and all.
 const MAX_INPUT: u64 = 1 << 20;
 

@@ -123,6 +123,7 @@ fn without_an_agent() {
     assert_eq!(run(&excluded, input.as_bytes()).stdout, PREVIOUS);
     let mut bare = environment("DEL");
     bare.netns = String::new();
+    bare.args = "K8S_POD_NAME;=;../x".into();
     assert!(run(&bare, config(&socket, "").as_bytes()).success);
 }
 
@@ -133,6 +134,23 @@ fn an_agent_that_never_answers_is_given_up() {
     let _listener = UnixListener::bind(&socket).unwrap();
     let input = with_previous(&socket).replace("\"timeoutSeconds\": 5", "\"timeoutSeconds\": 1");
     assert_eq!(failure(&run(&environment("ADD"), input.as_bytes())).0, 11);
+}
+
+#[test]
+fn a_full_queue_before_the_agent_holds_up_no_longer_than_the_timeout() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("agent.sock");
+    let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None);
+    let listener = listener.unwrap();
+    let address = socket2::SockAddr::unix(&socket).unwrap();
+    listener.bind(&address).unwrap();
+    listener.listen(0).unwrap();
+    let _queued = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    let input = with_previous(&socket).replace("\"timeoutSeconds\": 5", "\"timeoutSeconds\": 1");
+    let begun = std::time::Instant::now();
+    assert_eq!(failure(&run(&environment("ADD"), input.as_bytes())).0, 11);
+    assert!(run(&environment("DEL"), input.as_bytes()).success);
+    assert!(begun.elapsed() >= std::time::Duration::from_secs(2));
 }
 
 #[test]
