@@ -14,3 +14,4 @@
 pub mod agent;
 pub mod location;
 pub mod source;
+pub mod zds;
