@@ -67,6 +67,7 @@ fn a_pod_is_told_to_the_agent_and_the_result_before_us_is_passed_on() {
     let expected = Attachment {
         container_id: "0a1b".into(),
         netns: "/run/netns/cni-1".into(),
+        network: "n".into(),
         pod: Some(PodName {
             namespace: "default".into(),
             name: "web-0".into(),
@@ -161,7 +162,12 @@ fn what_is_still_there_is_told_at_garbage_collection() {
     let valid = r#", "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}]"#;
     assert!(run(&environment("GC"), config(&socket, valid).as_bytes()).success);
     let container_ids = vec!["a".to_owned()];
-    assert_eq!(agent.join().unwrap(), Request::Gc { container_ids });
+    let network = "n".to_owned();
+    let expected = Request::Gc {
+        network,
+        container_ids,
+    };
+    assert_eq!(agent.join().unwrap(), expected);
 }
 
 #[test]
