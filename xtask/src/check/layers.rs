@@ -37,6 +37,8 @@ const PURE: &[&str] = &[
     "redirect-userspace/src/node/location/choose.rs",
     "redirect-userspace/src/node/location/name.rs",
     "redirect-userspace/src/node/location/sandbox.rs",
+    "redirect-userspace/src/node/reconcile.rs",
+    "redirect-userspace/src/node/wishes.rs",
     "redirect-userspace/src/pod/mod.rs",
     "redirect-userspace/src/policy/",
     "redirect-userspace/src/proxy/authority.rs",
