@@ -5,11 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, ensure};
 use serde_json::{Value, json};
 
-use super::{
-    Options,
-    quiet::Quiet,
-    stage::{Running, end_on_signal},
-};
+use super::{Options, quiet::Quiet, stage::end_on_signal};
 use crate::{
     Testbed,
     cni::{Answer, Chain, Failure, OURS, Sandbox},
@@ -41,7 +37,7 @@ pub fn run(options: &Options, quiet: &mut Quiet) -> Result<Value> {
     bed.workloads().write();
     let agent = json!({ "cni": { "enroll": true }, "host": { "cgroup": captured.cgroup() } });
     let spec = captured.daemon().config(json!({ "agent": agent }));
-    let _daemon = Running::start(&spec, &captured, false)?;
+    let _daemon = spec.start();
     let (with, without) = (Chain::new(&captured), Chain::new(&plain));
     with.install(&spec.state_dir().join("agent.sock"));
     let pods = if options.quick { 10 } else { PODS };
