@@ -237,12 +237,12 @@ pub fn load_with(bpffs: &Path, cgroup: &Path, probers: Vec<PathBuf>) -> EbpfCapt
         leak_guard: false,
         probers: ProberCgroups::Paths(probers),
         bpffs: bpffs.to_owned(),
+        mount_bpffs: false,
         cgroup: None,
         exempt_uid: None,
         events: false,
         detach_on_exit: false,
         verify_interval: std::time::Duration::from_secs(10),
-        mount_bpffs: true,
         abi: redirect_common::ABI_VERSION,
     };
     EbpfCapture::load(&config, cgroup).expect("load the programs")

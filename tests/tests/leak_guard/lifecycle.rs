@@ -256,11 +256,11 @@ fn config(daemon: &redirect_tests::DaemonSpec) -> CaptureConfig {
         probers: ProberCgroups::Paths(Vec::new()),
         exempt_uid: None,
         bpffs: daemon.bpffs(),
+        mount_bpffs: false,
         cgroup: None,
         events: false,
         detach_on_exit: false,
         verify_interval: std::time::Duration::from_secs(10),
-        mount_bpffs: true,
         abi: redirect_common::ABI_VERSION,
     }
 }
