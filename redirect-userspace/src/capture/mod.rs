@@ -43,6 +43,14 @@ pub trait Capture: Send {
     /// The uids that are captured in the kernel now, as found there (not as remembered).
     fn inspect(&self) -> Result<Vec<PodUid>, CaptureError>;
 
+    /// How what the kernel holds for a pod differs from what was applied, in words; nothing if it does not. Changes nothing.
+    fn faults(&self, uid: &PodUid) -> Result<Vec<String>, CaptureError> {
+        Ok(match self.inspect()?.contains(uid) {
+            true => Vec::new(),
+            false => vec!["nothing of its capture is there".to_owned()],
+        })
+    }
+
     /// Looks whether what was applied for these pods is still there, and makes good what something else has changed. Tells
     /// only of what was not right.
     fn reassert(&mut self, pods: &[PodUid]) -> Vec<Repair> {

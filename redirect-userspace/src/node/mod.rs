@@ -12,6 +12,13 @@
 //! ```
 
 pub mod agent;
+pub mod attachments;
+pub mod by_cni;
 pub mod location;
+pub mod reconcile;
+pub mod remembered;
+pub mod requests;
+pub mod socket;
 pub mod source;
+pub mod wishes;
 pub mod zds;

@@ -17,6 +17,7 @@ pub mod ports;
 pub mod route;
 mod running_pod;
 pub mod site;
+mod sites;
 pub mod standpoint;
 mod worker;
 

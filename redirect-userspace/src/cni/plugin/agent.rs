@@ -25,6 +25,7 @@ pub fn ask(entry: &Entry, request: &Request) -> Result<(), PluginError> {
     match serde_json::from_str(&line) {
         Ok(Answer::Done | Answer::NotEnrolled) => Ok(()),
         Ok(Answer::Failed { error, hint }) => Err(PluginError::NotCaptured { error, hint }),
+        Ok(Answer::Pods { .. }) => Err(PluginError::Answer("it is a list of pods".to_owned())),
         Err(error) => Err(PluginError::Answer(error.to_string())),
     }
 }
