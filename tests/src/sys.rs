@@ -7,6 +7,12 @@ use std::{
 
 use nix::libc;
 
+/// The owner of a descriptor that the kernel has just made for the caller.
+pub fn own(new: RawFd) -> OwnedFd {
+    // SAFETY: it is new, so that nobody else has it.
+    unsafe { OwnedFd::from_raw_fd(new) }
+}
+
 /// Dissolves a TCP socket's association: `connect` with `AF_UNSPEC`, after which it may connect elsewhere.
 pub fn disconnect(socket: &impl AsRawFd) -> io::Result<()> {
     let unspecified = libc::sockaddr {

@@ -13,7 +13,9 @@ use crate::{
         requests::{Parts, Requests},
         socket::{Limits, Socket},
         source::{Enrolment, Source},
+        zds::client,
     },
+    pod::PodOptions,
 };
 
 /// The sources that will speak, or have spoken already.
@@ -23,10 +25,7 @@ pub fn of(config: &Config) -> Vec<Source> {
         (true, Source::Config),
         (has_socket(config), Source::Command),
         (agent.kubernetes.is_some(), Source::Kubernetes),
-        (
-            agent.cni.enroll && agent.kubernetes.is_none(),
-            Source::Cni,
-        ),
+        (agent.cni.enroll && agent.kubernetes.is_none(), Source::Cni),
         (agent.zds.connect.is_some(), Source::Zds),
     ];
     let asked = asked.into_iter().filter(|(is_asked, _)| *is_asked);
@@ -56,7 +55,12 @@ pub fn serve_socket(
     enrolment: Arc<dyn Enrolment>,
     attachments: Arc<Attachments>,
 ) -> anyhow::Result<()> {
-    let Some(path) = config.agent.socket.as_deref().filter(|_| has_socket(config)) else {
+    let Some(path) = config
+        .agent
+        .socket
+        .as_deref()
+        .filter(|_| has_socket(config))
+    else {
         return Ok(());
     };
     let requests = Requests::new(Parts {
@@ -73,6 +77,22 @@ pub fn serve_socket(
         async move { requests.answer(request).await }
     }));
     Ok(())
+}
+
+/// Lets another node's agent drive our proxy, if that is wanted. To be called inside the daemon's runtime.
+pub fn follow_zds(config: &Config, agent: &Agent) {
+    let Some(socket) = config.agent.zds.connect.clone() else {
+        return;
+    };
+    let setting = client::Setting {
+        socket,
+        trust_domain: config.trust_domain.clone(),
+        options: PodOptions {
+            capture_dns: config.dns.enabled,
+            ..PodOptions::default()
+        },
+    };
+    tokio::spawn(client::run(agent.clone(), setting));
 }
 
 /// The sandboxes that an earlier daemon was told of.

@@ -218,7 +218,10 @@ impl Options {
             ("refuseSctp", json!(self.refuse_sctp)),
             ("allowForwarding", json!(self.allow_forwarding)),
             ("resetOlderConnections", json!(self.reset_older_connections)),
-            ("captureMetadataAddress", json!(self.capture_metadata_address)),
+            (
+                "captureMetadataAddress",
+                json!(self.capture_metadata_address),
+            ),
             ("preserveClientIp", json!(self.preserve_client_ip)),
         ];
         let is_said = |(_, value): &(_, Value)| *value != json!([]) && !value.is_null();
@@ -237,7 +240,8 @@ fn read(file: &Path) -> anyhow::Result<Map<String, Value>> {
         false => std::fs::read_to_string(file),
     };
     let text = text.with_context(|| format!("read {}", file.display()))?;
-    serde_saphyr::from_str(&text).with_context(|| format!("{} is not a pod's entry", file.display()))
+    serde_saphyr::from_str(&text)
+        .with_context(|| format!("{} is not a pod's entry", file.display()))
 }
 
 impl List {
@@ -329,7 +333,12 @@ mod tests {
         );
         std::fs::write(&file, "- web\n").unwrap();
         let add = Line::parse_from(["add", "--file", file.to_str().unwrap()]).add;
-        assert!(add.entry().unwrap_err().to_string().contains("not a pod's entry"));
+        assert!(
+            add.entry()
+                .unwrap_err()
+                .to_string()
+                .contains("not a pod's entry")
+        );
     }
 
     #[test]

@@ -68,7 +68,9 @@ pub enum Answer {
         error: String,
         hint: String,
     },
-    Pods { pods: Vec<ListedPod> },
+    Pods {
+        pods: Vec<ListedPod>,
+    },
 }
 
 /// A pod that somebody wants to be captured.

@@ -43,7 +43,9 @@ pub enum AttachmentsError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("{0:?} is no container id: letters, digits, `_`, `.` and `-`, the first a letter or a digit")]
+    #[error(
+        "{0:?} is no container id: letters, digits, `_`, `.` and `-`, the first a letter or a digit"
+    )]
     Id(String),
 }
 

@@ -37,7 +37,9 @@ impl ByCni {
         let namespace = pod.map_or(config.namespace.as_str(), |pod| &pod.namespace);
         let name = pod.map_or(container_id, |pod| &pod.name);
         // Its own, if Kubernetes does not tell it: a name is used again for another pod.
-        let uid = pod.and_then(|pod| pod.uid.as_deref()).unwrap_or(container_id);
+        let uid = pod
+            .and_then(|pod| pod.uid.as_deref())
+            .unwrap_or(container_id);
         Ok(Description {
             uid: PodUid::new(uid),
             name: name.to_owned(),

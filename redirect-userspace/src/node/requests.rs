@@ -68,7 +68,9 @@ impl RequestError {
             Self::Agent(AgentError::Ended) | Self::Interrupted(_) => "ask again in a moment",
             Self::Entry(_) => "see `pods` in the documentation of the configuration",
             Self::NotOfCommand(..) => "`redirect pod list` says who wants it",
-            Self::Attachments(_) => "look at the state directory: is its file system full, or read-only?",
+            Self::Attachments(_) => {
+                "look at the state directory: is its file system full, or read-only?"
+            }
             Self::Location(_) => "agent.host says where the node's file systems are",
             Self::NoAddress => "the plugin goes behind the one that makes the network",
             Self::Unknown(_) => {
@@ -146,7 +148,8 @@ impl Parts {
     /// What the command line wants of the pod.
     async fn of_command(&self, uid: &PodUid) -> Result<Option<Pod>, RequestError> {
         let listed = self.agent.list().await?.into_iter();
-        let mut of_command = listed.filter(|status| status.sources.first() == Some(&Source::Command));
+        let mut of_command =
+            listed.filter(|status| status.sources.first() == Some(&Source::Command));
         let known = of_command.find(|status| status.pod.uid == *uid);
         Ok(known.map(|status| status.pod))
     }

@@ -100,8 +100,11 @@ impl Socket {
     }
 
     /// Serves clients for ever. A request that was read is answered to its end, whether or not the client waits.
-    pub async fn serve<F>(self, limits: Limits, handle: impl Fn(Request) -> F + Clone + Send + 'static)
-    where
+    pub async fn serve<F>(
+        self,
+        limits: Limits,
+        handle: impl Fn(Request) -> F + Clone + Send + 'static,
+    ) where
         F: Future<Output = Answer> + Send,
     {
         let places = Arc::new(Semaphore::new(limits.connections));
@@ -150,7 +153,11 @@ where
 {
     let peer = stream.peer_cred()?;
     if peer.uid() != 0 {
-        tracing::warn!(uid = peer.uid(), pid = peer.pid(), "only root may use the agent's socket");
+        tracing::warn!(
+            uid = peer.uid(),
+            pid = peer.pid(),
+            "only root may use the agent's socket"
+        );
         return Ok(());
     }
     let (read, mut write) = stream.into_split();
@@ -172,7 +179,9 @@ where
 
 fn parse(line: &[u8]) -> Result<Request, String> {
     match line.strip_suffix(b"\n") {
-        Some(line) => serde_json::from_slice(line).map_err(|error| format!("not a request: {error}")),
+        Some(line) => {
+            serde_json::from_slice(line).map_err(|error| format!("not a request: {error}"))
+        }
         None if line.len() >= MAX_LINE => Err(format!("a request has at most {MAX_LINE} bytes")),
         None => Err("the request did not end with a line end".to_owned()),
     }

@@ -16,6 +16,7 @@ impl Pods {
     pub async fn remove(&mut self, uid: &PodUid, drain: Duration, workers: &Workers) {
         let site = self.captured.get(uid).map(|captured| captured.site);
         self.clean(uid);
+        self.release_elsewhere(uid);
         let Some(site) = site else { return };
         if let Err(error) = workers.leave(site, uid, drain).await {
             tracing::error!(pod = %uid, %error, "cannot end the pod's connections");

@@ -127,12 +127,7 @@ impl Parts {
     }
 }
 
-fn pod(
-    description: Description,
-    netns: PathBuf,
-    cgroup: PathBuf,
-    attachment: Attachment,
-) -> Pod {
+fn pod(description: Description, netns: PathBuf, cgroup: PathBuf, attachment: Attachment) -> Pod {
     Pod {
         uid: description.uid,
         name: description.name,
