@@ -206,3 +206,41 @@ fn each_half_of_this_project_drives_the_other() {
         }
     });
 }
+
+#[test]
+fn queries_of_a_driven_pod_go_through_our_proxy_and_out() {
+    let bed = Testbed::new();
+    let node = bed.node("a");
+    let (client, nameserver) = (node.pod("client"), node.pod("nameserver"));
+    bed.workloads().hbone(&client).write();
+    redirect_as_istio_does(&client);
+    let agent = Agent::new(&node);
+    let daemon = carrier(&node).start();
+    let _told = agent.name(&[&client]);
+    let (v4, v6) = (nameserver.at(53), nameserver.at6(53));
+    let serving = nameserver.app([
+        "dns-serve",
+        "--listen",
+        &v4.to_string(),
+        "--listen",
+        &v6.to_string(),
+    ]);
+    serving.event("listening");
+    for server in [v4, v6] {
+        let server = server.to_string();
+        for by_tcp in [&[][..], &["--pipelined", "1"]] {
+            let args = ["dns-ask", "whoami.test.", "--type", "TXT", "--server"];
+            let app = client.app([&args[..], &[&server], by_tcp].concat());
+            let answer = app.event("answer");
+            assert_eq!(answer.json()["data"][0], "server", "{server} {by_tcp:?}");
+        }
+    }
+    eventually("the queries are counted", PATIENCE, || {
+        let labels = [("by", "server"), ("result", "answered")];
+        let metrics = daemon.metrics();
+        match metrics.sum("redirect_dns_queries_total", &labels) {
+            counted if counted >= 2.0 => Ok(()),
+            _ => Err(metrics.text().to_owned()),
+        }
+    });
+}

@@ -82,6 +82,7 @@ fn a_proxy_that_marks_its_sockets_carries_what_we_capture_and_speaks_as_the_clie
         });
         drop((inside, outside));
         assert!(daemon.stop().success());
+        assert!(!socket(&node).exists());
         daemon.spec().uninstall();
         let left = before.differences(&State::of(pod.netns(), &[]));
         assert_eq!(left, Vec::<String>::new(), "{backend} {iptables}");

@@ -52,7 +52,7 @@ pub enum ServeError {
 impl Server {
     /// Listens at `path`, in place of what listened there before. Needs a runtime.
     pub fn start(path: &Path) -> Result<Self, ServeError> {
-        let listener = socket::listen(path)?;
+        let (listener, place) = socket::listen(path)?;
         let server = Self {
             shared: Arc::new(Shared {
                 path: path.to_owned(),
@@ -60,7 +60,7 @@ impl Server {
                 complete: watch::Sender::new(None),
             }),
         };
-        tokio::spawn(peer::accept(server.clone(), listener));
+        tokio::spawn(peer::accept(server.clone(), listener, place));
         Ok(server)
     }
 
