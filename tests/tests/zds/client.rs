@@ -26,12 +26,14 @@ use redirect_tests::{
     zds::{HELLO, SNAPSHOT_SENT, ZdsListener, ZdsSocket, add, del, field, keep, netns_fd},
 };
 
+use crate::background::Background;
+
 struct Stage {
     listener: ZdsListener,
     told: mpsc::Receiver<Told>,
     /// Whether pods cannot be carried.
     refuses: Arc<AtomicBool>,
-    _runtime: tokio::runtime::Runtime,
+    _background: Background,
     bed: Testbed,
 }
 
@@ -47,16 +49,12 @@ impl Stage {
         let bed = Testbed::new();
         let socket = bed.directory().join("ztunnel.sock");
         let listener = ZdsListener::bind(&socket);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let background = Background::start();
         let (agent, mut orders) = Agent::new();
         let (sender, told) = mpsc::channel();
         let refuses = Arc::new(AtomicBool::new(false));
         let refusing = refuses.clone();
-        runtime.spawn(async move {
+        background.handle().spawn(async move {
             while let Some(order) = orders.recv().await {
                 let told = match order {
                     Order::Add(Source::Zds, pod, reply) => {
@@ -81,7 +79,7 @@ impl Stage {
                 _ = sender.send(told);
             }
         });
-        runtime.spawn(run(
+        background.handle().spawn(run(
             agent,
             Setting {
                 socket,
@@ -93,7 +91,7 @@ impl Stage {
             listener,
             told,
             refuses,
-            _runtime: runtime,
+            _background: background,
             bed,
         }
     }

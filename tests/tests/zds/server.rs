@@ -20,11 +20,13 @@ use redirect_tests::{
     zds::{ACK, HELLO, SNAPSHOT_SENT, ZdsSocket, add, del, keep, refusal},
 };
 
+use crate::background::Background;
+
 /// A server that runs on a thread of its own.
 struct Stage {
     server: Server,
     path: PathBuf,
-    runtime: tokio::runtime::Runtime,
+    background: Background,
     bed: Testbed,
 }
 
@@ -32,19 +34,15 @@ impl Stage {
     fn new() -> Self {
         let bed = Testbed::new();
         let path = bed.directory().join("zds/ztunnel.sock");
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let background = Background::start();
         let server = {
-            let _inside = runtime.enter();
+            let _inside = background.handle().enter();
             Server::start(&path).expect("listen")
         };
         Self {
             server,
             path,
-            runtime,
+            background,
             bed,
         }
     }
@@ -53,7 +51,7 @@ impl Stage {
     fn add(&self, uid: &str, netns: &Netns) -> mpsc::Receiver<Result<(), String>> {
         let (sender, receiver) = mpsc::channel();
         let (server, uid, netns) = (self.server.clone(), PodUid::new(uid), netns.clone());
-        self.runtime.spawn(async move {
+        self.background.handle().spawn(async move {
             let added = server.add(&uid, workload(), netns).await;
             _ = sender.send(added.map_err(|error| error.to_string()));
         });
@@ -63,7 +61,7 @@ impl Stage {
     fn remove(&self, uid: &str) -> mpsc::Receiver<()> {
         let (sender, receiver) = mpsc::channel();
         let (server, uid) = (self.server.clone(), PodUid::new(uid));
-        self.runtime.spawn(async move {
+        self.background.handle().spawn(async move {
             server.remove(&uid).await;
             _ = sender.send(());
         });
@@ -259,7 +257,7 @@ fn a_proxy_that_says_nothing_holds_nobody_up_for_long() {
 #[test]
 fn the_socket_takes_the_place_of_an_older_one_and_of_nothing_else() {
     let stage = Stage::new();
-    let _inside = stage.runtime.enter();
+    let _inside = stage.background.handle().enter();
     let again = Server::start(&stage.path).expect("in place of the first");
     again.complete(Vec::new);
     assert_eq!(stage.proxy().packet(), SNAPSHOT_SENT);

@@ -36,7 +36,7 @@ fn daemon(node: &Node, pod: &Pod, backend: &str, iptables: &str) -> Daemon {
 
 fn wait_captured(daemon: &Daemon) {
     daemon.wait_log("line that says that the pod is captured", |line| {
-        line.contains(" captured") && !line.contains("cannot")
+        line.contains("steps: captured")
     });
 }
 
@@ -75,9 +75,10 @@ fn a_proxy_that_marks_its_sockets_carries_what_we_capture_and_speaks_as_the_clie
             assert_eq!(accepted.addr("local"), dst, "{backend}");
         }
         // Without its proxy the pod is closed, and its state says why.
+        let from = daemon.process().line_count();
         drop(proxy);
         refused(&pod, other.at(8080));
-        daemon.wait_log("line that says that no proxy is there", |line| {
+        daemon.wait_log_from(from, "line that says that no proxy is there", |line| {
             line.contains("no proxy is connected")
         });
         drop((inside, outside));
