@@ -33,6 +33,7 @@ mod metrics;
 pub mod namespace;
 pub mod process;
 mod run_id;
+pub mod soak;
 pub mod sockets;
 pub mod state;
 pub mod sys;

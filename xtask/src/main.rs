@@ -9,6 +9,7 @@ mod demo;
 mod ebpf;
 mod kernels;
 mod setup;
+mod soak;
 mod test;
 
 /// Everything that is done to this repository, one command each. Each runs what it needs first.
@@ -33,6 +34,8 @@ enum Command {
     TestKernels(kernels::Args),
     /// Measure a redirect pair beside no proxy and beside HAProxy
     Bench(bench::Args),
+    /// Add and remove 110 pods 50 times, kill the daemon 100 times in the midst, and look for what is left
+    Soak(soak::Args),
     /// Everything that can be checked without running the daemon: fmt, layering, deny, clippy, BPF, docs
     Check(check::Args),
 }
@@ -45,6 +48,7 @@ fn main() -> Result<()> {
         Command::Test(args) => test::run(&args),
         Command::TestKernels(args) => kernels::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Check(args) => check::run(&args),
     }
 }

@@ -37,6 +37,9 @@ use crate::{
 /// Pods whose capture is looked after in one turn: each costs some milliseconds where rules have to be listed.
 const VERIFIED_AT_ONCE: usize = 8;
 
+/// How often it is looked whether the connections of pods that were let go have ended.
+const LEAVING: Duration = Duration::from_millis(200);
+
 /// What the task is made of.
 pub struct Parts {
     pub agent: Agent,
@@ -154,6 +157,7 @@ impl Task {
         loop {
             self.tell_when_ready();
             let retry = self.failing.next();
+            let are_leaving = self.parts.pods.clean_left();
             tokio::select! {
                 // A closed channel ends the task, too.
                 _ = &mut stopped => break,
@@ -163,6 +167,7 @@ impl Task {
                     let due = self.failing.due(Instant::now());
                     self.settle(due).await;
                 }
+                () = tokio::time::sleep(LEAVING), if are_leaving => {}
                 _ = verify.tick() => self.look_after(VERIFIED_AT_ONCE).await,
                 () = look.notified() => self.look_after(usize::MAX).await,
             }

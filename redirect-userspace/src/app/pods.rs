@@ -6,7 +6,7 @@ use std::{
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 mod elsewhere;
@@ -51,6 +51,13 @@ pub struct Pods {
     /// Whose turn it is to be [looked after](Self::reassert).
     turn: Option<PodUid>,
     sites: HashMap<SiteId, Listeners>,
+    /// Pods that were let go, and have connections.
+    leaving: HashMap<PodUid, Leaving>,
+}
+
+struct Leaving {
+    captured: Captured,
+    until: Instant,
 }
 
 struct Captured {
@@ -100,6 +107,7 @@ impl Pods {
             captured: HashMap::new(),
             turn: None,
             sites: HashMap::new(),
+            leaving: HashMap::new(),
         }
     }
 
@@ -158,6 +166,8 @@ impl Pods {
         self.shared.identities.get(&pod.identity)?;
         self.open(&place, workers).await?;
         let before = self.captured.remove(&pod.uid);
+        // What its former connections need is needed again, or goes with the record of where it was.
+        self.leaving.remove(&pod.uid);
         let former_site = before.as_ref().map(|before| before.site);
         let added = self.add_at(pod, &netns, &place, before, workers).await;
         for site in former_site.into_iter().chain([place.site]) {

@@ -40,6 +40,11 @@ pub trait Capture: Send {
     /// Lets go of the pod: afterwards its connections are as before capture.
     fn clean(&mut self, uid: &PodUid) -> Result<(), CaptureError>;
 
+    /// The same, but for what the pod's connections that stand need in its namespace: [`clean_netns`] takes that away.
+    fn release(&mut self, uid: &PodUid) -> Result<(), CaptureError> {
+        self.clean(uid)
+    }
+
     /// The uids that are captured in the kernel now, as found there (not as remembered).
     fn inspect(&self) -> Result<Vec<PodUid>, CaptureError>;
 

@@ -99,6 +99,11 @@ impl PodContext {
         }
     }
 
+    /// How many connections of the pod are open.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     /// The address to open a tunnel from: the app's own where it is the pod's, else the pod's of that family.
     fn source_ip(&self, app: IpAddr, peer: IpAddr) -> Option<IpAddr> {
         let app = app.to_canonical();

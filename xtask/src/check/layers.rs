@@ -32,6 +32,8 @@ const PURE: &[&str] = &[
     "redirect-userspace/src/dns/query.rs",
     "redirect-userspace/src/dns/search.rs",
     "redirect-userspace/src/dns/wire.rs",
+    "redirect-userspace/src/node/reconcile.rs",
+    "redirect-userspace/src/node/wishes.rs",
     "redirect-userspace/src/pod/mod.rs",
     "redirect-userspace/src/policy/",
     "redirect-userspace/src/proxy/authority.rs",

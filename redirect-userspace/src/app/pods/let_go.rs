@@ -1,8 +1,11 @@
 //! Letting go of pods.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use super::{Pods, recorded::clean_record};
+use super::{Leaving, Pods, recorded::clean_record};
 use crate::{
     app::record,
     config::Mode,
@@ -12,16 +15,54 @@ use crate::{
 
 impl Pods {
     /// Lets go of a pod: connections that it makes from now on are as before capture. Those that we carry may go on for as long
-    /// as `drain`, and are then reset.
+    /// as `drain`, and are then reset; [`clean_left`](Self::clean_left) takes away what they needed.
     pub async fn remove(&mut self, uid: &PodUid, drain: Duration, workers: &Workers) {
-        let site = self.captured.get(uid).map(|captured| captured.site);
-        self.clean(uid);
         self.release_elsewhere(uid);
-        let Some(site) = site else { return };
-        if let Err(error) = workers.leave(site, uid, drain).await {
+        let Some(captured) = self.captured.remove(uid) else {
+            self.clean(uid);
+            return;
+        };
+        let released = self.capture.release(uid).map_err(|error| error.to_string());
+        if let Err(error) = workers.leave(captured.site, uid, drain).await {
             tracing::error!(pod = %uid, %error, "cannot end the pod's connections");
         }
-        self.close_unused(site, workers).await;
+        self.close_unused(captured.site, workers).await;
+        match released {
+            Ok(()) => {
+                tracing::info!(pod = %uid, connections = captured.context.connections(), "let go")
+            }
+            Err(error) => tracing::error!(pod = %uid, error, "not wholly let go"),
+        }
+        let until = Instant::now() + drain;
+        self.leaving
+            .insert(uid.clone(), Leaving { captured, until });
+        self.clean_left();
+    }
+
+    /// Cleans up where pods were that have no connections any more; whether there are pods that have some.
+    pub fn clean_left(&mut self) -> bool {
+        let now = Instant::now();
+        let is_over =
+            |leaving: &Leaving| leaving.captured.context.connections() == 0 || leaving.until <= now;
+        let over: Vec<_> = self
+            .leaving
+            .extract_if(|_, leaving| is_over(leaving))
+            .collect();
+        for (uid, leaving) in over {
+            if let Err(error) = self.clean_place(&uid, leaving.captured.site) {
+                tracing::error!(pod = %uid, %error, "cannot clean up where the pod was");
+            }
+        }
+        !self.leaving.is_empty()
+    }
+
+    /// What is in the namespace may be for others, too.
+    fn clean_place(&self, uid: &PodUid, site: SiteId) -> anyhow::Result<()> {
+        let record = record::path(&self.records, uid);
+        match self.is_shared(site) {
+            true => Ok(fs::remove_file(record)?),
+            false => clean_record(&record),
+        }
     }
 
     /// The daemon ends: what can only be done while it still runs, see [`Capture::stand_down`].
@@ -45,6 +86,11 @@ impl Pods {
 
     /// Lets go of all pods; what fails is reported and the rest goes on.
     pub fn clean_all(&mut self) {
+        for (uid, leaving) in std::mem::take(&mut self.leaving) {
+            if let Err(error) = self.clean_place(&uid, leaving.captured.site) {
+                tracing::error!(pod = %uid, %error, "cannot clean up where the pod was");
+            }
+        }
         for uid in self.captured.keys().cloned().collect::<Vec<_>>() {
             self.clean(&uid);
         }
@@ -53,11 +99,9 @@ impl Pods {
     pub(super) fn clean(&mut self, uid: &PodUid) {
         let capture = self.capture.clean(uid);
         let removed = self.captured.remove(uid);
-        let record = record::path(&self.records, uid);
-        let record = match removed.is_some_and(|removed| self.is_shared(removed.site)) {
-            // What is in the namespace is for the others, too.
-            true => fs::remove_file(record).map_err(Into::into),
-            false => clean_record(&record),
+        let record = match removed {
+            Some(removed) => self.clean_place(uid, removed.site),
+            None => clean_record(&record::path(&self.records, uid)),
         };
         match (capture, record) {
             (Ok(()), Ok(())) => tracing::info!(pod = %uid, "let go"),
