@@ -178,7 +178,7 @@ fn each_half_of_this_project_drives_the_other() {
         "capture": { "backend": "nftables", "verifyInterval": "100ms" },
         "agent": { "zds": { "serve": socket(&a) } },
     }));
-    let capturer = captures.spawn();
+    let capturer = captures.start();
     let state = a.directory().join("carrier");
     let carrier = carrier(&a).config(json!({
         "stateDir": state,
@@ -205,10 +205,13 @@ fn each_half_of_this_project_drives_the_other() {
     eventually("it is carried again", PATIENCE, || {
         let asked = server.at(8080).to_string();
         let app = client.app(["connect", &asked, "recv-line"]);
-        let events = [app.next_event(), app.next_event()];
-        match events[1].name() {
-            "received" => Ok(()),
-            _ => Err(format!("{events:?}")),
+        let connected = app.next_event();
+        if connected.name() != "connected" {
+            return Err(format!("{connected:?}"));
+        }
+        match app.next_event() {
+            received if received.name() == "received" => Ok(()),
+            other => Err(format!("{other:?}")),
         }
     });
 }

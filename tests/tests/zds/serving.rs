@@ -101,10 +101,13 @@ fn a_proxy_that_comes_again_is_told_again_also_by_an_agent_that_was_started_agai
         eventually(what, PATIENCE, || {
             let asked = other.at(8080).to_string();
             let app = pod.app(["connect", &asked, "recv-line"]);
-            let events = [app.next_event(), app.next_event()];
-            match events[1].name() {
-                "received" => Ok(()),
-                _ => Err(format!("{events:?}")),
+            let connected = app.next_event();
+            if connected.name() != "connected" {
+                return Err(format!("{connected:?}"));
+            }
+            match app.next_event() {
+                received if received.name() == "received" => Ok(()),
+                other => Err(format!("{other:?}")),
             }
         });
     };
