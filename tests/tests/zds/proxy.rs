@@ -67,10 +67,12 @@ fn run(path: PathBuf, stop: &AtomicBool) {
         if agent.is_quiet(Duration::from_millis(20)) {
             continue;
         }
-        let (bytes, mut fds) = agent.receive().expect("a packet");
-        if bytes.is_empty() {
-            break;
-        }
+        // Without its agent it goes on with what it carries.
+        let Some((bytes, mut fds)) = agent.receive().ok().filter(|packet| !packet.0.is_empty())
+        else {
+            thread::sleep(Duration::from_millis(20));
+            continue;
+        };
         let request = &fields(&bytes)[0];
         match request.0 {
             1 => {
