@@ -45,7 +45,8 @@ impl Task {
                 actual.insert(uid.clone(), is);
             }
         }
-        let is_complete = self.wishes.has_heard(&self.parts.sources);
+        let is_complete =
+            self.wishes.has_heard(&self.parts.sources) && !self.parts.pods.is_beside_another();
         if is_complete {
             self.tell_completeness();
         }

@@ -54,7 +54,7 @@ impl Pods {
         let captured = Captured {
             site: place.site,
             cgroup: inode(&pod.cgroup).unwrap_or_default(),
-            dns: pod.options.capture_dns,
+            dns: None,
             context: Arc::new(PodContext::new(
                 pod,
                 netns.clone(),

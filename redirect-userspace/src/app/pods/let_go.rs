@@ -18,7 +18,7 @@ impl Pods {
     /// as `drain`, and are then reset; [`clean_left`](Self::clean_left) takes away what they needed.
     pub async fn remove(&mut self, uid: &PodUid, drain: Duration, workers: &Workers) {
         self.release_elsewhere(uid);
-        let Some(captured) = self.captured.remove(uid) else {
+        let Some(mut captured) = self.captured.remove(uid) else {
             self.clean(uid);
             return;
         };
@@ -33,6 +33,8 @@ impl Pods {
             }
             Err(error) => tracing::error!(pod = %uid, error, "not wholly let go"),
         }
+        // Its queries are not captured any more.
+        captured.dns = None;
         let until = Instant::now() + drain;
         self.leaving
             .insert(uid.clone(), Leaving { captured, until });
