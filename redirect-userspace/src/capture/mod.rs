@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    config::{Backend, CaptureConfig, Mode},
+    config::{Backend, CaptureConfig, Mode, Part},
     orig_dst::{
         OrigDstResolver,
         dns::{DnsServers, NoDnsServers},
@@ -84,9 +84,31 @@ pub trait Capture: Send {
         Arc::new(Vec::new)
     }
 
+    /// As `apply`, for a proxy of another's that listens in the pod, and whose sockets are not ours to hand on.
+    fn apply_for_another(&mut self, _: &Pod, _: &Netns) -> Result<Applied, CaptureError> {
+        Err(CaptureError::ForeignProxy)
+    }
+
     /// How connections come to the proxy that listens on the node (mode `node`).
     fn delivery(&self) -> Delivery {
         Delivery::Addressed
+    }
+
+    /// Whether it says which of several listeners on a port gets a connection (where it captures inside of pods).
+    fn steers(&self) -> bool {
+        false
+    }
+
+    /// Another daemon, whose cgroup this is, captured these pods until now, and goes on with the connections that it has until
+    /// [`settle`](Self::settle): neither's are captured. Called before any pod is applied.
+    fn succeed(&mut self, predecessor: &Path) -> Result<(), CaptureError> {
+        let _ = predecessor;
+        Ok(())
+    }
+
+    /// No other daemon runs on this node any more: what was done for one goes.
+    fn settle(&mut self) -> Result<(), CaptureError> {
+        Ok(())
     }
 
     /// Begins what goes on beside the pods: to log decisions, where the configuration asks for it, and to follow changes on the
@@ -109,8 +131,8 @@ pub struct Sockets<'a> {
     pub outbound: BorrowedFd<'a>,
     pub inbound_plaintext: BorrowedFd<'a>,
     pub hbone: BorrowedFd<'a>,
-    /// Whether the proxy answers DNS queries there, by UDP and TCP: then, and only then, they are captured.
-    pub dns: bool,
+    /// Where the proxy answers DNS queries by TCP, if it does: then, and only then, they are captured, those by UDP too.
+    pub dns: Option<BorrowedFd<'a>>,
 }
 
 /// Reads how often each verdict was given, and why.
@@ -162,6 +184,7 @@ pub fn open(
             exempt_uid: config.exempt_uid,
             probers: config.probers.clone(),
             dns: config.mode != Mode::Node,
+            by_mark: config.part == Part::Capture,
         };
         let capture = netfilter::NetfilterCapture::new(tool, &setting)?;
         Ok(Box::new(capture))
@@ -265,6 +288,10 @@ pub enum CaptureError {
     NotInBuild,
     #[error("no backend works on this node: {0}; see `redirect check`")]
     NoBackend(String),
+    #[error(
+        "this backend steers to sockets of our own proxy only; use nftables or iptables for another's"
+    )]
+    ForeignProxy,
     #[error("capture needs a cgroup of the daemon's own")]
     NoCgroup,
     #[error(

@@ -58,12 +58,14 @@ fn the_defaults_are_those_of_the_manual() {
         state_dir: "/run/redirect".into(),
         workloads: "/w.yaml".into(),
         capture: CaptureConfig {
+            part: Part::Whole,
             backend: Backend::Auto,
             mode: Mode::Shared,
             iptables: IptablesVariant::Auto,
             leak_guard: true,
             probers: ProberCgroups::Auto,
             bpffs: "/sys/fs/bpf".into(),
+            abi: redirect_common::ABI_VERSION,
             mount_bpffs: true,
             cgroup: None,
             exempt_uid: None,
@@ -123,7 +125,7 @@ network: net-1
 workers: 3
 stateDir: /run/other
 workloads: /etc/w.yaml
-capture: {backend: none, iptables: legacy, bpffs: /bpf, mountBpffs: false, cgroup: /cg/me, events: true, detachOnExit: true, verifyInterval: 1m,
+capture: {backend: none, iptables: legacy, bpffs: /bpf, mountBpffs: false, abi: 7, cgroup: /cg/me, events: true, detachOnExit: true, verifyInterval: 1m,
   probes: {cgroups: [/cg/kubelet]}}
 proxy: {hold: 0s, connectTimeout: 500ms, drain: 2m, maxConnectionsPerPod: 10}
 hbone: {streamWindow: 64KiB, maxStreamsPerTunnel: 7, maxTunnelsPerPeer: 8, maxInboundTunnels: 9, maxHandshakesPerSource: 10,
@@ -168,12 +170,14 @@ fn every_field_is_read() {
         (3, "/run/other".into())
     );
     let capture = CaptureConfig {
+        part: Part::Whole,
         backend: Backend::None,
         mode: Mode::Shared,
         iptables: IptablesVariant::Legacy,
         leak_guard: true,
         probers: ProberCgroups::Paths(vec!["/cg/kubelet".into()]),
         bpffs: "/bpf".into(),
+        abi: 7,
         mount_bpffs: false,
         cgroup: Some("/cg/me".into()),
         exempt_uid: None,

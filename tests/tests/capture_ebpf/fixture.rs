@@ -18,7 +18,7 @@ use std::{
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown as How, recvmsg, shutdown};
 use redirect::{
     capture::{Applied, Capture, CaptureError, Sockets, VerdictCount, ebpf::EbpfCapture},
-    config::{Backend, CaptureConfig, IptablesVariant, Mode, ProberCgroups},
+    config::{Backend, CaptureConfig, IptablesVariant, Mode, Part, ProberCgroups},
     identity::Identity,
     orig_dst::OrigDstResolver,
     pod::{Pod, PodOptions, PodUid},
@@ -218,7 +218,7 @@ pub fn apply(capture: &mut EbpfCapture, pod: &Pod, netns: &Netns) -> Result<Appl
         outbound: listener.as_fd(),
         inbound_plaintext: listener.as_fd(),
         hbone: listener.as_fd(),
-        dns: false,
+        dns: None,
     };
     capture.apply(pod, netns, &sockets)
 }
@@ -230,6 +230,7 @@ pub fn load(bpffs: &Path, cgroup: &Path) -> EbpfCapture {
 /// With programs on the cgroups of probers.
 pub fn load_with(bpffs: &Path, cgroup: &Path, probers: Vec<PathBuf>) -> EbpfCapture {
     let config = CaptureConfig {
+        part: Part::Whole,
         backend: Backend::Ebpf,
         mode: Mode::Shared,
         iptables: IptablesVariant::Auto,
@@ -243,6 +244,7 @@ pub fn load_with(bpffs: &Path, cgroup: &Path, probers: Vec<PathBuf>) -> EbpfCapt
         events: false,
         detach_on_exit: false,
         verify_interval: std::time::Duration::from_secs(10),
+        abi: redirect_common::ABI_VERSION,
     };
     EbpfCapture::load(&config, cgroup).expect("load the programs")
 }
@@ -309,7 +311,7 @@ impl Proxies {
             outbound: self.outbound.listener.as_fd(),
             inbound_plaintext: self.inbound_plaintext.listener.as_fd(),
             hbone: self.hbone.listener.as_fd(),
-            dns: false,
+            dns: None,
         }
     }
 }

@@ -7,7 +7,7 @@ use redirect::{
         self, Applied, Capture, Sockets,
         ebpf::{EbpfCapture, guard::AttachBy},
     },
-    config::{Backend, CaptureConfig, IptablesVariant, Mode, ProberCgroups},
+    config::{Backend, CaptureConfig, IptablesVariant, Mode, Part, ProberCgroups},
     identity::Identity,
     pod::{Pod, PodOptions, PodUid},
 };
@@ -174,7 +174,7 @@ fn by_a_filter() {
         outbound: listener.as_fd(),
         inbound_plaintext: listener.as_fd(),
         hbone: listener.as_fd(),
-        dns: false,
+        dns: None,
     };
     let apply = |capture: &mut EbpfCapture| {
         capture
@@ -249,6 +249,7 @@ fn listener(pod: &redirect_tests::Pod) -> TcpListener {
 
 fn config(daemon: &redirect_tests::DaemonSpec) -> CaptureConfig {
     CaptureConfig {
+        part: Part::Whole,
         backend: Backend::Ebpf,
         iptables: IptablesVariant::Auto,
         mode: Mode::Shared,
@@ -261,6 +262,7 @@ fn config(daemon: &redirect_tests::DaemonSpec) -> CaptureConfig {
         events: false,
         detach_on_exit: false,
         verify_interval: std::time::Duration::from_secs(10),
+        abi: redirect_common::ABI_VERSION,
     }
 }
 

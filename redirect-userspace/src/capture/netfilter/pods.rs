@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -32,6 +32,8 @@ pub struct Setting {
     pub probers: ProberCgroups,
     /// Whether the proxy serves DNS.
     pub dns: bool,
+    /// With [`Mode::Shared`]: the proxy is another's, which marks its sockets as Istio's does, and is known by that.
+    pub by_mark: bool,
 }
 
 /// Captures pods by rules in their namespaces, or in mode `node` in the node's.
@@ -39,8 +41,11 @@ pub struct NetfilterCapture {
     tool: Tool,
     mode: Mode,
     proxy: CgroupPath,
+    /// That of the daemon from which this one takes over, while it runs.
+    predecessor: Option<CgroupPath>,
     exempt_uid: Option<u32>,
     dns: bool,
+    by_mark: bool,
     node: Option<NodeRules>,
     pods: BTreeMap<PodUid, Captured>,
 }
@@ -65,8 +70,10 @@ impl NetfilterCapture {
             tool,
             mode: setting.mode,
             proxy: cgroup_path(&setting.proxy)?,
+            predecessor: None,
             exempt_uid: setting.exempt_uid,
             dns: setting.dns,
+            by_mark: setting.by_mark,
             node: node.transpose()?,
             pods: BTreeMap::new(),
         })
@@ -80,6 +87,8 @@ impl NetfilterCapture {
     ) -> Result<Vec<Plan>, NetfilterError> {
         let exempt = pod.options.exempt_cgroups.iter();
         let exempt = exempt.map(|path| cgroup_path(path));
+        let predecessor = self.predecessor.iter().cloned().map(Ok);
+        let exempt = exempt.chain(predecessor);
         let probes = self.node.as_ref().is_some_and(NodeRules::has_probers);
         let needs = Needs::new(
             match self.mode {
@@ -99,10 +108,15 @@ impl NetfilterCapture {
         Ok(families.into_iter().map(|f| needs.plan(f)).collect())
     }
 
-    /// By the proxy's cgroup; in a pod, where that is wanted or the kernel cannot match it, by the user that it runs as.
+    /// By the proxy's cgroup, or by its mark if it is another's; in a pod, where that is wanted or the kernel cannot match it, by the user that it runs as.
     fn choose(&self, pod: &Pod, netns: &Netns) -> Result<(Vec<Plan>, Rules), NetfilterError> {
         if let (Mode::Dedicated, Some(uid)) = (self.mode, self.exempt_uid) {
             let plans = self.plans(pod, netns, Exemption::Uid(uid))?;
+            let rules = Rules::choose(self.tool, netns, &plans)?;
+            return Ok((plans, rules));
+        }
+        if self.by_mark {
+            let plans = self.plans(pod, netns, Exemption::Mark)?;
             let rules = Rules::choose(self.tool, netns, &plans)?;
             return Ok((plans, rules));
         }
@@ -128,8 +142,17 @@ impl NetfilterCapture {
         if !self.node.as_mut().is_some_and(NodeRules::renew) {
             return Ok(());
         }
+        let node = self.update_node(None, None);
+        let pods = self.renew_pods();
+        CaptureError::collect([node, pods].into_iter().filter_map(Result::err).collect())?;
+        tracing::info!("whoever probes pods is another one now: their rules were made anew");
+        Ok(())
+    }
+
+    /// Makes the rules of all pods anew.
+    fn renew_pods(&mut self) -> Result<(), CaptureError> {
         let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
-        let mut errors = vec![self.update_node(None, None)];
+        let mut errors = Vec::new();
         for uid in uids {
             let Some(captured) = self.pods.remove(&uid) else {
                 continue;
@@ -139,16 +162,16 @@ impl NetfilterCapture {
                 rules.apply_in(&netns, &plans)?;
                 Ok((plans, rules))
             });
-            let (rules, result) = match renewed {
-                Ok(renewed) => (Some(renewed), Ok(())),
-                Err(error) => (rules, Err(error.into())),
+            let rules = match renewed {
+                Ok(renewed) => Some(renewed),
+                Err(error) => {
+                    errors.push(error.into());
+                    rules
+                }
             };
-            errors.push(result);
             self.pods.insert(uid, Captured { pod, netns, rules });
         }
-        CaptureError::collect(errors.into_iter().filter_map(Result::err).collect())?;
-        tracing::info!("whoever probes pods is another one now: their rules were made anew");
-        Ok(())
+        CaptureError::collect(errors)
     }
 
     /// The node's rules for the captured pods, `added` included and `removed` not.
@@ -165,15 +188,9 @@ impl NetfilterCapture {
         let pods = others.filter(|pod| Some(&pod.uid) != skipped).chain(added);
         node.apply(pods)
     }
-}
 
-impl Capture for NetfilterCapture {
-    fn apply(
-        &mut self,
-        pod: &Pod,
-        netns: &Netns,
-        _sockets: &Sockets<'_>,
-    ) -> Result<Applied, CaptureError> {
+    /// By what the rules say, and no socket.
+    fn redirect(&mut self, pod: &Pod, netns: &Netns) -> Result<Applied, CaptureError> {
         if pod.cgroup_only.is_some() {
             return Err(CaptureError::CgroupOnly);
         }
@@ -205,6 +222,21 @@ impl Capture for NetfilterCapture {
                 Err(error.into())
             }
         }
+    }
+}
+
+impl Capture for NetfilterCapture {
+    fn apply(
+        &mut self,
+        pod: &Pod,
+        netns: &Netns,
+        _: &Sockets<'_>,
+    ) -> Result<Applied, CaptureError> {
+        self.redirect(pod, netns)
+    }
+
+    fn apply_for_another(&mut self, pod: &Pod, netns: &Netns) -> Result<Applied, CaptureError> {
+        self.redirect(pod, netns)
     }
 
     fn clean(&mut self, uid: &PodUid) -> Result<(), CaptureError> {
@@ -268,6 +300,19 @@ impl Capture for NetfilterCapture {
             .chain(node)
             .chain(pods)
             .collect()
+    }
+
+    fn succeed(&mut self, predecessor: &Path) -> Result<(), CaptureError> {
+        let predecessor = cgroup_path(predecessor)?;
+        self.predecessor = (predecessor != self.proxy).then_some(predecessor);
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), CaptureError> {
+        match self.predecessor.take() {
+            Some(_) if self.mode != Mode::Node => self.renew_pods(),
+            _ => Ok(()),
+        }
     }
 
     fn stand_down(&mut self) -> Result<(), CaptureError> {
