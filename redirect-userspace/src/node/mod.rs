@@ -12,5 +12,6 @@
 //! ```
 
 pub mod agent;
+pub mod kubernetes;
 pub mod location;
 pub mod source;
