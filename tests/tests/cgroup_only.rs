@@ -320,3 +320,28 @@ fn a_workload_leaves_and_the_others_stay_captured() {
     let routes = routes.expect("enter the namespace").expect("start ip");
     assert_eq!(String::from_utf8_lossy(&routes.stdout), "");
 }
+
+/// Each start of a systemd unit makes its cgroup anew.
+#[test]
+fn a_unit_that_is_started_anew_is_captured_again() {
+    let shared = Shared::start();
+    let server = greeter(&shared.mesh.client, 9090);
+    let dst = shared.mesh.client.at(9090).to_string();
+    let cgroup = cgroup(&shared.mesh.b, "web");
+    fs::remove_dir(&cgroup).expect("remove the unit's cgroup");
+    fs::create_dir(&cgroup).expect("make it anew");
+    let process = shared.daemon().process();
+    process.signal(nix::sys::signal::Signal::SIGHUP);
+    shared.daemon().wait_log("line of a repair", |line| {
+        line.contains("default/web") && line.contains("its cgroup was made anew")
+    });
+    call(&shared.app("web", &["connect", &dst, "recv-line"]));
+    assert_eq!(server.events("accepted").len(), 1);
+    assert!(shared.logged("web", "outbound").contains("sa/node-b"));
+    // The others are who they were, and what the unit serves is its own.
+    call(&shared.app("client", &["connect", &dst, "recv-line"]));
+    assert!(shared.logged("client", "outbound").contains("sa/someone"));
+    let _web = shared.serve("web", WEB);
+    greeted(&shared.mesh.client, shared.at(WEB)[0], &[]);
+    assert_eq!(shared.mesh.wall.leaked(), 0);
+}

@@ -15,3 +15,4 @@ pub mod agent;
 pub mod kubernetes;
 pub mod location;
 pub mod source;
+pub mod zds;

@@ -6,6 +6,7 @@ pub mod bpffs;
 pub mod cgroup;
 pub mod datagram;
 pub mod inotify;
+pub mod interfaces;
 pub mod memory;
 pub mod netns;
 pub mod socket;

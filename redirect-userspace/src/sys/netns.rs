@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,6 +13,7 @@ use std::{
 use nix::{
     libc,
     sched::{CloneFlags, setns, unshare},
+    sys::statfs::{NSFS_MAGIC, fstatfs},
 };
 
 /// An open network namespace. Clones share the file.
@@ -28,6 +29,27 @@ impl Netns {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let inode = file.metadata()?.ino();
+        Ok(Self {
+            file: Arc::new(file),
+            inode,
+            path: path.into(),
+        })
+    }
+
+    /// The namespace that a descriptor from somebody else refers to. Its path is good in this process, for as long as it or a
+    /// clone lives.
+    pub fn of(fd: OwnedFd) -> io::Result<Self> {
+        let is_netns =
+            fstatfs(&fd)?.filesystem_type() == NSFS_MAGIC && kind(&fd)? == libc::CLONE_NEWNET;
+        if !is_netns {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it refers to something else",
+            ));
+        }
+        let file = File::from(fd);
+        let inode = file.metadata()?.ino();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         Ok(Self {
             file: Arc::new(file),
             inode,
@@ -80,6 +102,16 @@ impl Netns {
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+}
+
+/// Which kind of namespace a file of nsfs is: the flag of `clone` for it (ioctl_ns(2)).
+fn kind(fd: &OwnedFd) -> io::Result<libc::c_int> {
+    const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+    // SAFETY: the call takes no argument, and touches no memory of ours.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) } {
+        -1 => Err(io::Error::last_os_error()),
+        kind => Ok(kind),
     }
 }
 

@@ -192,7 +192,7 @@ fn a_pod_that_cannot_be_captured_leaves_nothing() {
 }
 
 /// The folder of the pod's links.
-fn place(fixture: &Fixture) -> std::path::PathBuf {
+pub fn place(fixture: &Fixture) -> std::path::PathBuf {
     let pod = pins(&fixture.bpffs).join("pods/default=2fclient");
     let mut places: Vec<_> = fs::read_dir(pod)
         .expect("readable")

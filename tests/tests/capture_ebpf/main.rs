@@ -7,6 +7,7 @@ mod lifecycle;
 mod ports;
 mod probes;
 mod proxy_side;
+mod reassert;
 mod redirected;
 mod told;
 mod untouched;

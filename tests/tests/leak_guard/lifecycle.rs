@@ -73,15 +73,18 @@ fn without_leak_guard_there_is_none() {
 }
 
 #[test]
-fn an_interface_that_comes_later_is_guarded_at_the_next_start() {
+fn an_interface_that_comes_later_is_guarded_too() {
     let mut stage = Stage::set();
     let peer = format!("{}-b", stage.mesh.outsider.netns_name());
     let _other = redirect_tests::namespace::create(&peer);
     stage.client().ip(&format!(
         "link add eth1 type veth peer name eth1 netns {peer}\nlink set eth1 up\n"
     ));
-    stage.mesh.daemon_a.stop();
-    stage.mesh.daemon_a = stage.mesh.daemon_a.spec().clone().start();
+    let process = stage.mesh.daemon_a.process();
+    process.signal(nix::sys::signal::Signal::SIGHUP);
+    stage.mesh.daemon_a.wait_log("line of a repair", |line| {
+        line.contains("the guard was not on eth1")
+    });
     let [eth0, eth1] = stage.guarded_interfaces()[..] else {
         panic!("{:?}", stage.guarded_interfaces())
     };
@@ -200,6 +203,16 @@ fn by_a_filter() {
     };
     attack();
     assert_eq!(seen.packets(), 0);
+
+    // Whoever has CAP_NET_ADMIN in the pod can remove the filter, with its qdisc.
+    run_in(&client, "tc", &["qdisc", "del", "dev", "eth0", "clsact"]);
+    let repairs = by_filter.reassert(std::slice::from_ref(&uid));
+    let [repair] = &repairs[..] else {
+        panic!("{repairs:?}")
+    };
+    let words = repair.result.as_ref().expect("it can be put back");
+    assert_eq!(*words, ["the guard was not on eth0"]);
+    assert_eq!(filters(&client), found);
 
     // A daemon that attaches by links takes the filter away; the first one takes the links away.
     let mut by_link = load();

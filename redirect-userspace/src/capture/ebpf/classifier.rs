@@ -103,23 +103,13 @@ pub fn filter_egress(program: BorrowedFd<'_>, interface: u32) -> io::Result<()> 
 /// Removes our filter, if it is there, and then the qdisc if nothing is in it any more: an empty one does nothing.
 pub fn remove_filter(interface: u32) -> io::Result<()> {
     let sides = [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS];
-    let filters = |side| -> io::Result<Vec<TcMessage>> {
-        let all = message(interface, parent(side));
-        match request(RouteNetlinkMessage::GetTrafficFilter(all), NLM_F_DUMP) {
-            // Without such a qdisc.
-            Err(error) if is(&error, &[libc::EINVAL, libc::EOPNOTSUPP, libc::ENOENT]) => {
-                Ok(Vec::new())
-            }
-            answers => Ok(answers?.into_iter().filter_map(filter).collect()),
-        }
-    };
-    if !filters(TcHandle::MIN_EGRESS)?.iter().any(is_ours) {
+    if !has_filter(interface)? {
         return Ok(());
     }
     let ours = RouteNetlinkMessage::DelTrafficFilter(ours(interface));
     ignore_missing(request(ours, NLM_F_ACK))?;
     for side in sides {
-        if !filters(side)?.is_empty() {
+        if !filters(interface, side)?.is_empty() {
             return Ok(());
         }
     }
@@ -129,6 +119,21 @@ pub fn remove_filter(interface: u32) -> io::Result<()> {
         RouteNetlinkMessage::DelQueueDiscipline(qdisc),
         NLM_F_ACK,
     ))
+}
+
+/// Whether our filter is there.
+pub fn has_filter(interface: u32) -> io::Result<bool> {
+    let filters = filters(interface, TcHandle::MIN_EGRESS)?;
+    Ok(filters.iter().any(is_ours))
+}
+
+fn filters(interface: u32, side: u16) -> io::Result<Vec<TcMessage>> {
+    let all = message(interface, parent(side));
+    match request(RouteNetlinkMessage::GetTrafficFilter(all), NLM_F_DUMP) {
+        // Without such a qdisc.
+        Err(error) if is(&error, &[libc::EINVAL, libc::EOPNOTSUPP, libc::ENOENT]) => Ok(Vec::new()),
+        answers => Ok(answers?.into_iter().filter_map(filter).collect()),
+    }
 }
 
 /// A filter of a dump, other than the entry that stands for all of a priority.

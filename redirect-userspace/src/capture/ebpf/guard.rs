@@ -98,6 +98,39 @@ impl Guard {
         })
     }
 
+    /// In words, which interfaces and cgroups it is not on. As [`apply`](Self::apply) found the kernel to attach it.
+    pub fn missing(
+        &self,
+        directory: &Path,
+        netns: &Netns,
+        cgroup: &Cgroup,
+        options: &PodOptions,
+    ) -> Result<Vec<String>, CaptureError> {
+        let mut missing = Vec::new();
+        for interface in interfaces(netns)? {
+            let is_on = match self.by {
+                AttachBy::Link => is_linked(&directory.join(pin_name(&interface)), |link| {
+                    Ok(bpf::interface_link(link)? == interface.index)
+                }),
+                AttachBy::Filter => netns
+                    .run(|| classifier::has_filter(interface.index))
+                    .and_then(|has| has)
+                    .map_err(|error| {
+                        CaptureError::kernel("look for the filter of", &interface.name, &error)
+                    })?,
+            };
+            if !is_on {
+                missing.push(format!("the guard was not on {}", interface.name));
+            }
+        }
+        let refuses = options.refuse_udp || options.refuse_sctp;
+        let is_on = |link: BorrowedFd<'_>| Ok(bpf::link_target(link)? == on(cgroup));
+        if refuses && !is_linked(&directory.join(ON_CGROUP), is_on) {
+            missing.push("the guard was not on the cgroup".to_owned());
+        }
+        Ok(missing)
+    }
+
     fn refuse_sends(
         &mut self,
         pins: &Pins,
@@ -108,13 +141,11 @@ impl Guard {
         let program = self.program(pins, REFUSING, options_rules(options))?;
         let pin = directory.join(ON_CGROUP);
         let attach = || -> io::Result<()> {
-            if let Some(link) = live(&pin, |link| {
-                Ok(bpf::link_target(link)? == LinkTarget::Cgroup(cgroup.id))
-            })? {
+            if let Some(link) = live(&pin, |link| Ok(bpf::link_target(link)? == on(cgroup)))? {
                 return bpf::replace_program(link.as_fd(), program);
             }
-            let on = fs::File::open(&cgroup.path)?;
-            let link = bpf::link(program, on.as_fd(), CgroupHook::InetEgress)?;
+            let directory = fs::File::open(&cgroup.path)?;
+            let link = bpf::link(program, directory.as_fd(), CgroupHook::InetEgress)?;
             bpf::pin(link.as_fd(), &pin)
         };
         attach().map_err(|error| {
@@ -198,6 +229,15 @@ fn attach(
         unpin(&pin)?;
     }
     Ok(AttachBy::Filter)
+}
+
+fn on(cgroup: &Cgroup) -> LinkTarget {
+    LinkTarget::Cgroup(cgroup.id)
+}
+
+fn is_linked(pin: &Path, is_on: impl Fn(BorrowedFd<'_>) -> io::Result<bool>) -> bool {
+    let link = bpf::open_link(pin);
+    link.and_then(|link| is_on(link.as_fd())).unwrap_or(false)
 }
 
 /// Detaches a link and removes its pin.

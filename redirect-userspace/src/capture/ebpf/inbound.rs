@@ -1,14 +1,9 @@
 //! What the programs know of connections to the pods: at which addresses each is reached, the proxy's sockets, and connections
 //! that pass.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv6Addr},
-    os::fd::BorrowedFd,
-};
+use std::{net::IpAddr, os::fd::BorrowedFd};
 
 use aya::maps::{Array, HashMap, MapData, SockMap};
-use nix::ifaddrs::getifaddrs;
 use redirect_common::{
     Addr,
     maps::{InboundEntry, PassEntry, PassKey, SocketKind, inbound_flags, names},
@@ -23,7 +18,7 @@ use super::{
 };
 use crate::{
     pod::{OnProxyFailure, Pod, PodOptions},
-    sys::{bpf::Plain, netns::Netns},
+    sys::{bpf::Plain, interfaces, netns::Netns},
 };
 
 pub struct Inbound {
@@ -196,11 +191,10 @@ pub fn addresses(pod: &Pod, netns: &Netns) -> Result<Vec<IpAddr>, CaptureError> 
     if pod.cgroup_only.is_some() {
         return Ok(ips);
     }
-    let found = netns.run(on_interfaces).and_then(|found| found);
-    let found = found.map_err(|error| {
+    let found = interfaces::global_addresses(netns).map_err(|error| {
         CaptureError::kernel("list the addresses in", netns.path().display(), &error)
     })?;
-    for ip in found.into_iter().filter(|ip| is_global(*ip)) {
+    for ip in found {
         if !ips.contains(&ip) {
             ips.push(ip);
         }
@@ -208,42 +202,9 @@ pub fn addresses(pod: &Pod, netns: &Netns) -> Result<Vec<IpAddr>, CaptureError> 
     Ok(ips)
 }
 
-fn on_interfaces() -> io::Result<Vec<IpAddr>> {
-    let ip = |address: nix::sys::socket::SockaddrStorage| {
-        let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
-    };
-    Ok(getifaddrs()?
-        .filter_map(|interface| ip(interface.address?))
-        .collect())
-}
-
-fn is_global(ip: IpAddr) -> bool {
-    let is_link_local = match ip {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => Ipv6Addr::is_unicast_link_local(&ip),
-    };
-    !(is_link_local || ip.is_loopback() || ip.is_unspecified())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_that_say_nothing_elsewhere() {
-        for (ip, expected) in [
-            ("10.0.0.1", true),
-            ("fd00::1", true),
-            ("2001:db8::1", true),
-            ("127.0.0.1", false),
-            ("::1", false),
-            ("169.254.1.1", false),
-            ("fe80::1", false),
-        ] {
-            assert_eq!(is_global(ip.parse().unwrap()), expected, "{ip}");
-        }
-    }
 
     #[test]
     fn options_as_flags() {

@@ -10,6 +10,7 @@ use super::{
     super::{Applied, CaptureError},
     object::Programs,
     pins::{Pins, Place},
+    subject::Subject,
 };
 use crate::{
     pod::{Pod, PodUid},
@@ -92,7 +93,14 @@ pub struct Targets<'a> {
 }
 
 impl<'a> Targets<'a> {
-    fn cgroup(cgroup: &'a Cgroup) -> Self {
+    pub fn of(subject: &'a Subject<'_>) -> Self {
+        Self {
+            cgroup: &subject.cgroup,
+            netns: Some(subject.netns),
+        }
+    }
+
+    pub fn cgroup(cgroup: &'a Cgroup) -> Self {
         Self {
             cgroup,
             netns: None,
@@ -212,6 +220,17 @@ fn attach(
         })?;
     bpf::pin(link.as_fd(), &pin)
         .map_err(|error| CaptureError::kernel("pin the link at", pin.display(), &error))
+}
+
+/// The names of the pins in `directory` at which there is no link to `targets`.
+pub fn missing(directory: &Path, targets: Targets<'_>, hooks: &[Hook]) -> Vec<&'static str> {
+    let is_attached = |hook: &&Hook| {
+        let link = bpf::open_link(&directory.join(hook.pin));
+        let target = link.and_then(|link| bpf::link_target(link.as_fd()));
+        target.is_ok_and(|target| targets.is(target))
+    };
+    let missing = hooks.iter().filter(|hook| !is_attached(hook));
+    missing.map(|hook| hook.pin).collect()
 }
 
 /// Goes on with the links in `directory`, all of which are to be on `targets`.

@@ -22,7 +22,7 @@ use self::{
     prober::Prober,
     resolver::{AcceptedSockets, PodNumbers},
     subject::Subject,
-    tables::Tables,
+    tables::{Numbers, Tables},
 };
 use super::{Applied, Capture, CaptureError, Repair, Sockets, VerdictCounters, older};
 use crate::{
@@ -46,6 +46,7 @@ pub mod node;
 mod object;
 mod pins;
 pub(super) mod prober;
+mod reassert;
 mod reserved;
 mod resolver;
 mod route;
@@ -77,17 +78,20 @@ pub struct EbpfCapture {
     applied: HashMap<PodUid, Here>,
 }
 
-/// Where a pod was captured: to take the routes back from.
+/// A pod as it was captured: to look after it, and to take the routes back.
+#[derive(Clone)]
 struct Here {
+    pod: Pod,
     netns: Netns,
-    ips: Vec<IpAddr>,
+    dns: bool,
 }
 
 impl Here {
-    fn of(subject: &Subject<'_>) -> Self {
+    fn of(subject: &Subject<'_>, sockets: &Sockets<'_>) -> Self {
         Self {
+            pod: subject.pod.clone(),
             netns: subject.netns.clone(),
-            ips: subject.pod.ips.clone(),
+            dns: sockets.dns,
         }
     }
 }
@@ -178,29 +182,30 @@ impl EbpfCapture {
         let sources = self.sources(subject.netns, &subject.pod.uid, &subject.pod.ips);
         route::add(subject.netns, &sources)?;
         reserved::add(subject.netns)?;
+        let numbers = self.tell(subject, sockets.dns)?;
+        self.numbers.insert(numbers.pod, &subject.pod.uid);
+        self.inbound.add(numbers, subject, sockets)
+    }
+
+    /// Fills the tables of the programs.
+    fn tell(&mut self, subject: &Subject<'_>, dns: bool) -> Result<Numbers, CaptureError> {
         let flags = match self.is_guarded(subject.pod) {
             true => pod_flags::GUARDED,
             false => 0,
         };
         // Of workloads that share a namespace, the programs do not know who asks.
-        let dns = sockets.dns && subject.pod.cgroup_only.is_none();
-        let numbers = self.tables.add(subject, flags, dns)?;
-        self.numbers.insert(numbers.pod, &subject.pod.uid);
-        self.inbound.add(numbers, subject, sockets)
+        let dns = dns && subject.pod.cgroup_only.is_none();
+        self.tables.add(subject, flags, dns)
     }
 
     /// Attaches the programs.
     fn attach(&self, subject: &Subject<'_>) -> Result<Applied, CaptureError> {
-        let targets = Targets {
-            cgroup: &subject.cgroup,
-            netns: Some(subject.netns),
-        };
         links::attach_pod(
             self.object.programs(),
             &self.pins,
             &subject.pod.uid,
             subject.place(),
-            targets,
+            Targets::of(subject),
             &links::pod_hooks(subject.pod),
         )
     }
@@ -211,7 +216,7 @@ impl EbpfCapture {
         let others = self.applied.iter().filter(|(other, _)| *other != uid);
         let mut here: Vec<_> = others
             .filter(|(_, other)| other.netns.inode() == netns.inode())
-            .map(|(_, other)| other.ips.as_slice())
+            .map(|(_, other)| other.pod.ips.as_slice())
             .chain([ips])
             .collect();
         here.sort_unstable();
@@ -290,7 +295,8 @@ impl Capture for EbpfCapture {
         // Last: what is captured and what is let pass is marked by now.
         if let Err(error) = self.guard(&subject) {
             if is_new {
-                self.applied.insert(pod.uid.clone(), Here::of(&subject));
+                self.applied
+                    .insert(pod.uid.clone(), Here::of(&subject, sockets));
                 _ = self.clean(&pod.uid);
             }
             return Err(error);
@@ -314,7 +320,8 @@ impl Capture for EbpfCapture {
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(netns_cookie, pod.uid.clone());
         }
-        self.applied.insert(pod.uid.clone(), Here::of(&subject));
+        self.applied
+            .insert(pod.uid.clone(), Here::of(&subject, sockets));
         Ok(applied)
     }
 
@@ -341,12 +348,7 @@ impl Capture for EbpfCapture {
     }
 
     fn reassert(&mut self, pods: &[PodUid]) -> Vec<Repair> {
-        let routes = pods.iter().filter_map(|uid| {
-            let here = self.applied.get(uid)?;
-            let sources = self.sources(&here.netns, uid, &here.ips);
-            Repair::of(uid.as_str(), route::reassert(&here.netns, &sources))
-        });
-        routes.collect()
+        self.look_after(pods)
     }
 
     fn inspect(&self) -> Result<Vec<PodUid>, CaptureError> {

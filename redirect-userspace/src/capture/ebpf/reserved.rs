@@ -15,8 +15,8 @@ use crate::sys::netns::Netns;
 const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
-/// Has our ports reserved, if the kernel could choose one.
-pub fn add(netns: &Netns) -> Result<(), CaptureError> {
+/// Has our ports reserved, if the kernel could choose one. Says whether that was to be done.
+pub fn add(netns: &Netns) -> Result<bool, CaptureError> {
     change(netns, |range, reserved| {
         let chosen = ports::IN_POD.iter().filter(|port| range.contains(port));
         reserved.extend(chosen);
@@ -28,12 +28,13 @@ pub fn remove(netns: &Netns) -> Result<(), CaptureError> {
     change(netns, |_, reserved| {
         reserved.retain(|port| !ports::IN_POD.contains(port));
     })
+    .map(drop)
 }
 
 fn change(
     netns: &Netns,
     change: impl FnOnce(&std::ops::RangeInclusive<u16>, &mut BTreeSet<u16>) + Send,
-) -> Result<(), CaptureError> {
+) -> Result<bool, CaptureError> {
     let result = netns.run(|| {
         let range = parse_range(&fs::read_to_string(RANGE)?).ok_or_else(|| unreadable(RANGE))?;
         let text = fs::read_to_string(RESERVED)?;
@@ -41,8 +42,8 @@ fn change(
         let mut after = before.clone();
         change(&range, &mut after);
         match after == before {
-            true => Ok(()),
-            false => fs::write(RESERVED, render(&after)),
+            true => Ok(false),
+            false => fs::write(RESERVED, render(&after)).map(|()| true),
         }
     });
     result

@@ -49,9 +49,17 @@ impl Sharers {
                 .map_err(at(names::SERVICES, "a service"))?;
         }
         self.keep_services(entry.pod, &wanted)?;
+        self.set(place, entry)
+    }
+
+    pub fn set(&mut self, place: Place, entry: PodEntry) -> Result<(), CaptureError> {
         self.entries
             .insert(key(place), Plain(entry), 0)
             .map_err(at(names::SHARERS, place.cgroup))
+    }
+
+    pub fn unset(&mut self, place: Place) -> Result<(), CaptureError> {
+        ignore_missing(self.entries.remove(&key(place))).map_err(at(names::SHARERS, place.cgroup))
     }
 
     /// Forgets a workload; gives the number that it had.
@@ -59,8 +67,7 @@ impl Sharers {
         let Some(entry) = self.get(place) else {
             return Ok(None);
         };
-        ignore_missing(self.entries.remove(&key(place)))
-            .map_err(at(names::SHARERS, place.cgroup))?;
+        self.unset(place)?;
         self.keep_services(entry.pod, &[])?;
         Ok(Some(entry.pod))
     }

@@ -160,6 +160,20 @@ impl Tables {
         })
     }
 
+    /// A workload whose cgroup was made anew is known in its new place under the same number, until it has
+    /// [left](Self::leave) the former one.
+    pub fn follow(&mut self, former: Place, place: Place) -> Result<(), CaptureError> {
+        match self.sharers.get(former) {
+            Some(entry) if self.sharers.get(place).is_none() => self.sharers.set(place, entry),
+            _ => Ok(()),
+        }
+    }
+
+    /// Nobody is in the place any more; whoever was is elsewhere in the same namespace.
+    pub fn leave(&mut self, place: Place) -> Result<(), CaptureError> {
+        self.sharers.unset(place)
+    }
+
     /// Has the programs ask for the caller's cgroup in a namespace; gives the namespace's number.
     fn share(&mut self, netns_cookie: u64) -> Result<u32, CaptureError> {
         let known = self.namespace(netns_cookie);
