@@ -64,7 +64,9 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
     let defaults = Defaults {
         trust_domain: config.trust_domain.clone(),
     };
-    tokio::spawn(workloads.clone().watch(config.workloads.clone(), defaults));
+    if let Some(file) = &config.workloads {
+        tokio::spawn(workloads.clone().watch(file.clone(), defaults));
+    }
 
     let mut capture = capture::open(&config.capture, cgroup)?;
     let mut metrics = Metrics::new(&config.node);

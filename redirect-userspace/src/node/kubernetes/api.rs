@@ -221,7 +221,7 @@ impl Api {
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         let request = request(Method::GET, path, Vec::new());
-        answer("GET", path, self.client.request(request)).await
+        answer(format!("GET {path}"), self.client.request(request)).await
     }
 
     async fn write<T: DeserializeOwned>(
@@ -236,19 +236,19 @@ impl Api {
         let mut request = request(method, path, body);
         let kind = header::HeaderValue::from_static(kind);
         request.headers_mut().insert(header::CONTENT_TYPE, kind);
-        answer(&name, path, self.client.request(request)).await
+        answer(format!("{name} {path}"), self.client.request(request)).await
     }
 }
 
-async fn answer<T>(
-    method: &str,
-    path: &str,
+/// Waits for it, for so long as is reasonable.
+pub async fn answer<T>(
+    call: String,
     answer: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, ApiError> {
     match tokio::time::timeout(ANSWER, answer).await {
-        Ok(answer) => answer.map_err(|error| called(format!("{method} {path}"), &error)),
+        Ok(answer) => answer.map_err(|error| called(call, &error)),
         Err(_) => Err(ApiError::Call {
-            call: format!("{method} {path}"),
+            call,
             status: 0,
             reason: format!("no answer in {} s", ANSWER.as_secs()),
         }),

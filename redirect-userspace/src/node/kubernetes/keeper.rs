@@ -57,6 +57,8 @@ const FIND: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 pub struct Keeper {
     kubernetes: Arc<Kubernetes>,
     agent: Agent,
+    /// From before the agent does anything.
+    events: broadcast::Receiver<PodEvent>,
     host: HostPaths,
     reports: mpsc::Sender<Report>,
     ready: channel::Sender<Ready>,
@@ -81,6 +83,7 @@ impl Keeper {
     ) -> Self {
         Self {
             kubernetes,
+            events: agent.events(),
             agent,
             host,
             reports,
@@ -96,7 +99,6 @@ impl Keeper {
 
     /// Until the agent ends.
     pub async fn run(mut self, mut hears: mpsc::Receiver<Heard>) {
-        let mut events = self.agent.events();
         let mut look = Instant::now();
         loop {
             tokio::select! {
@@ -104,7 +106,7 @@ impl Keeper {
                     Some(heard) => self.hear(heard),
                     None => return,
                 },
-                event = events.recv() => match event {
+                event = self.events.recv() => match event {
                     Ok(event) => self.hear_event(event),
                     Err(broadcast::error::RecvError::Lagged(_)) => self.ask_all().await,
                     Err(broadcast::error::RecvError::Closed) => return,
@@ -116,7 +118,7 @@ impl Keeper {
                 self.hear(heard);
             }
             loop {
-                match events.try_recv() {
+                match self.events.try_recv() {
                     Ok(event) => self.hear_event(event),
                     Err(broadcast::error::TryRecvError::Lagged(_)) => self.ask_all().await,
                     Err(_) => break,

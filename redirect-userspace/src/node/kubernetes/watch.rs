@@ -12,7 +12,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    api::{Api, ApiError, Kind, called},
+    api::{Api, ApiError, Kind, answer, called},
     objects::Object,
 };
 
@@ -107,11 +107,11 @@ async fn follow<T: Object, C>(
     let call = || format!("watch {} from {version}", T::PLURAL);
     let request = api.watch_request::<T>(kind, version, WATCH.as_secs());
     let deadline = Instant::now() + WATCH_LIMIT;
-    let events = timeout_at(deadline, api.client().request_events::<T>(request)).await;
+    // It begins to answer at once, however long there is nothing to tell.
+    let events = answer(call(), api.client().request_events::<T>(request)).await;
     let events = match events {
-        Ok(Ok(events)) => events,
-        Ok(Err(error)) => return failed(called(call(), &error)),
-        Err(_) => return Ended::ByServer,
+        Ok(events) => events,
+        Err(error) => return failed(error),
     };
     let mut events = pin!(events);
     loop {
