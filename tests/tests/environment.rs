@@ -1,14 +1,20 @@
 //! Where the daemon cannot do its work it says what is missing and what to do, and leaves nothing behind.
 
-use std::{path::PathBuf, process::Output};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::Output,
+};
 
 use redirect_tests::{Node, Pod, Testbed, redirect_binary};
+use serde_json::json;
 
 /// A node with one pod, and the daemon's configuration for it.
 struct Stage {
     node: Node,
     pod: Pod,
-    _bed: Testbed,
+    bed: Testbed,
 }
 
 impl Stage {
@@ -17,11 +23,7 @@ impl Stage {
         let node = bed.node("a");
         let pod = node.pod("client");
         bed.workloads().hbone(&pod).write();
-        Self {
-            node,
-            pod,
-            _bed: bed,
-        }
+        Self { node, pod, bed }
     }
 
     /// Runs the daemon below `wrapper`, a program that changes the environment and runs its arguments.
@@ -91,6 +93,45 @@ fn without_cgroup_v2() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+#[test]
+fn without_a_mounted_bpffs_where_none_may_be_mounted() {
+    let stage = Stage::new();
+    let spec = stage.node.daemon().capture(&stage.pod);
+    let nowhere = stage.bed.directory().join("no-bpffs");
+    let capture = json!({ "capture": { "bpffs": nowhere, "mountBpffs": false } });
+    let output = spec.config(capture).ready_command().output();
+    let output = output.expect("start redirect");
+    expect_failure(
+        &output,
+        &["find a BPF file system at", "mountBpffs is false"],
+    );
+    assert!(!nowhere.exists(), "nothing was made");
+}
+
+/// As in a container that is not privileged.
+#[test]
+fn where_kernel_parameters_are_mounted_read_only() {
+    let stage = Stage::new();
+    let script = stage.bed.directory().join("redirect-in-a-container");
+    let text = format!(
+        "#!/bin/sh\nexec unshare --mount sh -c 'mount --bind /proc/sys /proc/sys && \
+         mount -o remount,bind,ro /proc/sys && exec {} \"$@\"' sh \"$@\"\n",
+        redirect_binary().display()
+    );
+    fs::write(&script, text).expect("write a script");
+    fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("make it executable");
+    let _daemon = stage
+        .node
+        .daemon()
+        .capture(&stage.pod)
+        .binary(&script)
+        .start();
+    let mut look = stage.pod.command("cat");
+    look.arg("/proc/sys/net/ipv4/tcp_fwmark_accept");
+    let seen = look.output().expect("run cat");
+    assert_eq!(String::from_utf8_lossy(&seen.stdout).trim(), "1");
 }
 
 #[test]

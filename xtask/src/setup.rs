@@ -10,6 +10,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+pub mod helm;
+
 /// The linker for BPF objects. Pinned, since its output is what the kernel's verifier judges.
 const BPF_LINKER_VERSION: &str = "0.13.0";
 /// The LLVM that bpf-linker links against: it must read the bitcode that rustc writes, so it is not older than rustc's.
@@ -75,6 +77,7 @@ const ITEMS: &[Item] = &[
     item("dig", "bind9-dnsutils", Need::Testbed),
     item("openssl", "openssl", Need::Testbed),
     item("ps", "procps", Need::Testbed),
+    item("unzip", "unzip", Need::Testbed),
     item("wrk", "wrk", Need::Bench),
     item("haproxy", "haproxy", Need::Testbed),
     item("ss-redir", "shadowsocks-libev", Need::Testbed),
@@ -113,6 +116,9 @@ pub fn ensure(needs: &[Need]) -> Result<Done> {
             done = Done::Installed;
         }
     }
+    if needs.contains(&Need::Testbed) {
+        helm::provide()?;
+    }
     if needs.contains(&Need::BpfToolchain)
         && bpf_linker_version().as_deref() != Some(BPF_LINKER_VERSION)
     {
@@ -120,6 +126,15 @@ pub fn ensure(needs: &[Need]) -> Result<Done> {
         done = Done::Installed;
     }
     Ok(done)
+}
+
+/// What is kept from one run to the next, outside the repository.
+pub fn cache() -> Result<PathBuf> {
+    let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let base = base.or_else(|| env::home_dir().map(|home| home.join(".cache")));
+    Ok(base
+        .context("no home directory: set XDG_CACHE_HOME")?
+        .join("redirect"))
 }
 
 /// The path of `name` in PATH, in cargo's bin folder, or in the folders of system tools that a user's PATH may lack.

@@ -73,6 +73,7 @@ fn test(args: &Args) -> Result<Counts> {
         command.arg("--workspace");
     }
     command.args(&args.options);
+    command.env("RDT_HELM", setup::helm::provide()?);
     command.args(["--", &format!("--test-threads={threads}")]);
     let mut child = command
         .stdout(Stdio::piped())

@@ -193,6 +193,8 @@ pub struct CaptureConfig {
     pub probers: ProberCgroups,
     /// A bpffs mount, or a directory where one is mounted if it is missing. Pins go to a folder of ours below it.
     pub bpffs: PathBuf,
+    /// Whether to mount one there if there is none. Not in a container: pins would be gone with it, and capture with them.
+    pub mount_bpffs: bool,
     /// The cgroup v2 directory that the daemon moves itself to; `None` means: keep its own if it is alone there, else make one.
     pub cgroup: Option<PathBuf>,
     /// In dedicated mode, with rules: the proxy is exempt by this user id, which whoever may change users can take. `None`: by

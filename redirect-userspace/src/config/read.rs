@@ -171,6 +171,7 @@ impl Reader<'_> {
         let bpffs = f
             .optional("bpffs")
             .map_or(Some("/sys/fs/bpf".into()), |node| absolute(&node));
+        let mount_bpffs = boolean(f, "mountBpffs", true);
         let cgroup = f.optional("cgroup").and_then(|node| absolute(&node));
         let exempt_uid = f.optional("exemptUid").and_then(|node| {
             let by_rules = !matches!(backend, Some(Backend::Ebpf | Backend::None));
@@ -191,6 +192,7 @@ impl Reader<'_> {
             leak_guard,
             probers: probers?,
             bpffs: bpffs?,
+            mount_bpffs,
             cgroup,
             exempt_uid,
             events,

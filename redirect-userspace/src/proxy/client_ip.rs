@@ -5,7 +5,7 @@
 //! marked packets to a table in which every address is local. `fwmark_reflect` does the same for the reset of a closed port,
 //! which no socket sends.
 
-use std::{fs, io, net::Ipv4Addr, net::Ipv6Addr, path::PathBuf};
+use std::{io, net::Ipv4Addr, net::Ipv6Addr, path::PathBuf};
 
 use rtnetlink::{
     Handle, RouteMessageBuilder, new_connection,
@@ -16,7 +16,7 @@ use rtnetlink::{
     },
 };
 
-use crate::sys::netns::Netns;
+use crate::sys::{netns::Netns, sysctl};
 
 /// Mark of the proxy's connections to apps, and of nothing else: a tunnel with this mark would never leave the pod.
 pub const MARK: u32 = redirect_common::mark::TO_APP;
@@ -37,7 +37,7 @@ const SYSCTLS: [&str; 3] = [
 pub enum ClientIpError {
     #[error("enter the network namespace: {0}")]
     Netns(#[source] io::Error),
-    #[error("write {}: {source}; is /proc/sys read-only? set preserveClientIp: false to do without", path.display())]
+    #[error("write {}: {source}; set preserveClientIp: false to do without", path.display())]
     Sysctl { path: PathBuf, source: io::Error },
     #[error("{call} in the pod's namespace: {source}; set preserveClientIp: false to do without")]
     Netlink {
@@ -99,24 +99,26 @@ pub fn clean(netns: &Netns) -> Result<(), ClientIpError> {
 
 /// Whether it had another value.
 fn set(sysctl: &str, value: &str) -> Result<bool, ClientIpError> {
-    let path = PathBuf::from("/proc/sys").join(sysctl);
-    if fs::read_to_string(&path).is_ok_and(|present| present.trim() == value) {
+    if sysctl::read(sysctl).is_ok_and(|present| present.trim() == value) {
         return Ok(false);
     }
-    match fs::write(&path, value) {
+    match sysctl::write(sysctl, value) {
         // Without IPv6 in the kernel there is nothing to set.
         Err(error) if error.kind() == io::ErrorKind::NotFound && sysctl.starts_with("net/ipv6") => {
             Ok(false)
         }
         result => result
             .map(|()| true)
-            .map_err(|source| ClientIpError::Sysctl { path, source }),
+            .map_err(|source| ClientIpError::Sysctl {
+                path: sysctl::path(sysctl),
+                source,
+            }),
     }
 }
 
 /// IPv6 only where the namespace has it.
 fn families() -> impl Iterator<Item = AddressFamily> {
-    let ipv6 = PathBuf::from("/proc/sys/net/ipv6").exists();
+    let ipv6 = sysctl::has_ipv6();
     [AddressFamily::Inet]
         .into_iter()
         .chain(ipv6.then_some(AddressFamily::Inet6))

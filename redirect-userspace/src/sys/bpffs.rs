@@ -17,10 +17,15 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Makes `path` a BPF file system if it is not on one yet. True if it was mounted now.
-pub fn ensure_mounted(path: &Path) -> io::Result<bool> {
+/// Makes `path` a BPF file system if it is not on one yet, and that is permitted. True if it was mounted now.
+pub fn ensure_mounted(path: &Path, may_mount: bool) -> io::Result<bool> {
     if is_bpffs(path)? {
         return Ok(false);
+    }
+    if !may_mount {
+        return Err(io::Error::other(
+            "there is none, and capture.mountBpffs is false; on the node: `mount -t bpf bpf /sys/fs/bpf`",
+        ));
     }
     fs::create_dir_all(path)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

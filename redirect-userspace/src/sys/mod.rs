@@ -10,3 +10,4 @@ pub mod interfaces;
 pub mod memory;
 pub mod netns;
 pub mod socket;
+pub mod sysctl;

@@ -1,7 +1,7 @@
 //! `cargo xtask test-kernels`: boots Debian's old kernels in a small machine each, with a static build of the daemon, and runs
 //! `rdt-kernel` there.
 
-use std::{env, fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Result<()> {
     let object = ebpf::build()?;
     let cache = match &args.cache {
         Some(cache) => cache.clone(),
-        None => default_cache()?,
+        None => setup::cache()?.join("kernels"),
     };
     let kernels = packages::provide(&cache, &releases)?;
     let programs = build(&object)?;
@@ -109,13 +109,6 @@ pub fn run(args: &Args) -> Result<()> {
     }
     ensure!(failed == 0, "{failed} of {} kernels failed", releases.len());
     Ok(())
-}
-
-fn default_cache() -> Result<PathBuf> {
-    let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let base = base.or_else(|| env::home_dir().map(|home| home.join(".cache")));
-    let base = base.context("no home directory: give --cache DIR")?;
-    Ok(base.join("redirect/kernels"))
 }
 
 /// The daemon, the apps and the self-test without shared libraries, which the small machine has not.

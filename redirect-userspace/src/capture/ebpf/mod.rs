@@ -99,9 +99,10 @@ impl Here {
 impl EbpfCapture {
     /// Loads the programs, with the pinned maps where there are some, and attaches the proxy's to `cgroup`, the daemon's own.
     pub fn load(config: &CaptureConfig, cgroup: &Path) -> Result<Self, CaptureError> {
-        let mounted = bpffs::ensure_mounted(&config.bpffs).map_err(|error| {
-            CaptureError::kernel("mount a BPF file system at", config.bpffs.display(), &error)
-        })?;
+        let mounted =
+            bpffs::ensure_mounted(&config.bpffs, config.mount_bpffs).map_err(|error| {
+                CaptureError::kernel("find a BPF file system at", config.bpffs.display(), &error)
+            })?;
         if mounted {
             tracing::info!(path = %config.bpffs.display(), "mounted a BPF file system");
         }

@@ -5,15 +5,15 @@
 //! (`net.ipv4.ip_local_reserved_ports`, which serves IPv6, too): a connection from such a port would keep the next daemon from
 //! listening there.
 
-use std::{collections::BTreeSet, fs, io};
+use std::{collections::BTreeSet, io};
 
 use redirect_common::ports;
 
 use super::super::CaptureError;
-use crate::sys::netns::Netns;
+use crate::sys::{netns::Netns, sysctl};
 
-const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+const RANGE: &str = "net/ipv4/ip_local_port_range";
+const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
 
 /// Has our ports reserved, if the kernel could choose one. Says whether that was to be done.
 pub fn add(netns: &Netns) -> Result<bool, CaptureError> {
@@ -36,14 +36,14 @@ fn change(
     change: impl FnOnce(&std::ops::RangeInclusive<u16>, &mut BTreeSet<u16>) + Send,
 ) -> Result<bool, CaptureError> {
     let result = netns.run(|| {
-        let range = parse_range(&fs::read_to_string(RANGE)?).ok_or_else(|| unreadable(RANGE))?;
-        let text = fs::read_to_string(RESERVED)?;
+        let range = parse_range(&sysctl::read(RANGE)?).ok_or_else(|| unreadable(RANGE))?;
+        let text = sysctl::read(RESERVED)?;
         let before = parse(&text).ok_or_else(|| unreadable(RESERVED))?;
         let mut after = before.clone();
         change(&range, &mut after);
         match after == before {
             true => Ok(false),
-            false => fs::write(RESERVED, render(&after)).map(|()| true),
+            false => sysctl::write(RESERVED, &render(&after)).map(|()| true),
         }
     });
     result

@@ -22,6 +22,7 @@ use crate::{
     sys::{
         cgroup::{self, Cgroup, CgroupError},
         netns::Netns,
+        sysctl,
     },
 };
 
@@ -96,7 +97,7 @@ pub enum NetfilterError {
 /// The families that the namespace has.
 pub fn families(netns: &Netns) -> Result<Vec<Family>, NetfilterError> {
     let ipv6 = netns
-        .run(|| Path::new("/proc/sys/net/ipv6").exists())
+        .run(sysctl::has_ipv6)
         .map_err(NetfilterError::Namespace)?;
     let families = Family::BOTH.into_iter();
     Ok(families

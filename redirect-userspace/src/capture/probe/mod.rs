@@ -24,7 +24,10 @@ pub use self::{
 use super::{ebpf, netfilter::cgroup_path};
 use crate::{
     config::{IptablesVariant, Mode},
-    sys::cgroup::{self, Scratch},
+    sys::{
+        cgroup::{self, Scratch},
+        sysctl,
+    },
 };
 
 /// What a daemon is configured to, as far as it matters here.
@@ -70,7 +73,7 @@ fn rules(asked: Asked<'_>) -> Vec<Finding> {
         None => Scratch::create().and_then(Scratch::enter).ok(),
     };
     let cgroup = own.or_else(|| named(inside.as_ref()?.path()));
-    let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
+    let ipv6 = sysctl::has_ipv6();
     netfilter::probe(asked.iptables, cgroup.as_ref(), ipv6)
 }
 

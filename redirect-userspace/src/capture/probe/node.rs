@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path};
 
 use super::finding::{Finding, Found, Group, Use, Way, Weight};
-use crate::sys::{bpffs, cgroup, netns};
+use crate::sys::{bpffs, cgroup, netns, sysctl};
 
 /// capabilities(7), by number.
 const NET_ADMIN: u32 = 12;
@@ -15,7 +15,7 @@ const BPF: u32 = 39;
 const ENOUGH_FILES: u64 = 65_536;
 
 /// What pods that keep their clients' addresses have set in their namespaces.
-const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+const SYSCTL: &str = "net/ipv4/tcp_fwmark_accept";
 
 pub fn probe(bpffs: &Path) -> Vec<Finding> {
     let all = Way::ALL.map(|way| way.needs(Weight::Required)).to_vec();
@@ -107,7 +107,7 @@ pub fn warnings(bpffs: &Path) -> Vec<String> {
             "at most {hard} open files: each connection takes two; raise the limit (LimitNOFILE=) to {ENOUGH_FILES} or more"
         ));
     }
-    let strict = fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter");
+    let strict = sysctl::read("net/ipv4/conf/all/rp_filter");
     if strict.is_ok_and(|value| value.trim() == "1") {
         told.push(
             "net.ipv4.conf.all.rp_filter is 1 (strict): connections that keep their client's address may be dropped on their \
@@ -140,6 +140,6 @@ fn mountable(path: &Path) -> Result<(), String> {
 
 fn writable_sysctls() -> Result<(), String> {
     let written: io::Result<()> =
-        netns::in_new(|| fs::write(SYSCTL, "1")).and_then(|result| result);
+        netns::in_new(|| sysctl::write(SYSCTL, "1")).and_then(|result| result);
     written.map_err(|error| format!("{SYSCTL}: {error}"))
 }

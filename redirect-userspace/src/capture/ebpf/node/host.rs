@@ -13,9 +13,8 @@
 //! One end of a pair is all that is used: there is no plainer kind of interface that every node with pods has.
 
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::{Path, PathBuf},
 };
 
 use nix::libc;
@@ -33,6 +32,7 @@ use rtnetlink::{
 };
 
 use super::super::netlink::{is, request};
+use crate::sys::sysctl;
 
 /// Where packets are delivered.
 pub const DEVICE: &str = "redirect0";
@@ -48,7 +48,7 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(114);
 /// Of `lo`, in every network namespace (kernel: LOOPBACK_IFINDEX).
 const LOOPBACK: u32 = 1;
 
-const EARLY_DEMUX: &str = "/proc/sys/net/ipv4/tcp_early_demux";
+const EARLY_DEMUX: &str = "net/ipv4/tcp_early_demux";
 
 /// What failed, and on which object.
 pub type Failure = (&'static str, String, io::Error);
@@ -62,8 +62,8 @@ fn at(call: &'static str, object: impl ToString) -> impl FnOnce(io::Error) -> Fa
 pub fn apply() -> Result<u32, Failure> {
     let index = device().map_err(at("make the interface", DEVICE))?;
     for (name, value) in [("rp_filter", "2"), ("accept_local", "1")] {
-        let path = PathBuf::from(format!("/proc/sys/net/ipv4/conf/{DEVICE}/{name}"));
-        fs::write(&path, value).map_err(at("write", path.display()))?;
+        let name = format!("net/ipv4/conf/{DEVICE}/{name}");
+        sysctl::write(&name, value).map_err(at("write", &name))?;
     }
     address(index).map_err(at("give an address to", DEVICE))?;
     for family in families() {
@@ -95,16 +95,16 @@ pub fn clean() -> Result<(), Failure> {
 
 /// Switches early demultiplexing of TCP off. Returns whether it was on.
 pub fn stop_early_demux() -> Result<bool, Failure> {
-    let before = fs::read_to_string(EARLY_DEMUX).map_err(at("read", EARLY_DEMUX))?;
+    let before = sysctl::read(EARLY_DEMUX).map_err(at("read", EARLY_DEMUX))?;
     let was_on = before.trim() != "0";
     if was_on {
-        fs::write(EARLY_DEMUX, "0").map_err(at("write", EARLY_DEMUX))?;
+        sysctl::write(EARLY_DEMUX, "0").map_err(at("write", EARLY_DEMUX))?;
     }
     Ok(was_on)
 }
 
 pub fn restore_early_demux() -> Result<(), Failure> {
-    fs::write(EARLY_DEMUX, "1").map_err(at("write", EARLY_DEMUX))
+    sysctl::write(EARLY_DEMUX, "1").map_err(at("write", EARLY_DEMUX))
 }
 
 /// The index of the interface, which is made if it is missing.
@@ -135,7 +135,7 @@ fn address(index: u32) -> io::Result<()> {
 }
 
 fn families() -> impl Iterator<Item = AddressFamily> {
-    let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
+    let ipv6 = sysctl::has_ipv6();
     [AddressFamily::Inet]
         .into_iter()
         .chain(ipv6.then_some(AddressFamily::Inet6))

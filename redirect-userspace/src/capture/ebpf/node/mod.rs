@@ -76,8 +76,8 @@ pub struct NodeCapture {
 impl NodeCapture {
     /// Loads the programs, and prepares the node. `cgroup` is the daemon's own.
     pub fn load(config: &CaptureConfig, cgroup: &Path) -> Result<Self, CaptureError> {
-        bpffs::ensure_mounted(&config.bpffs).map_err(|error| {
-            CaptureError::kernel("mount a BPF file system at", config.bpffs.display(), &error)
+        bpffs::ensure_mounted(&config.bpffs, config.mount_bpffs).map_err(|error| {
+            CaptureError::kernel("find a BPF file system at", config.bpffs.display(), &error)
         })?;
         let pins = Pins::create(&config.bpffs)?;
         let mut object = Object::load_only(&pins, &[FROM_POD, TO_POD, LOCAL, RESET, PROBER])?;
