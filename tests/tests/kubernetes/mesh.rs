@@ -8,17 +8,8 @@ use redirect_tests::{
     kubernetes::{FakeApi, Faults},
 };
 use serde_json::{Value, json};
-use tokio::runtime::{Builder, Runtime};
 
-use super::stage::{Directory, PATIENCE, feed, pod};
-
-fn runtime() -> Runtime {
-    Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap()
-}
+use super::stage::{Background, Directory, PATIENCE, feed, pod};
 
 fn slice(name: &str, ready: bool) -> Value {
     json!({
@@ -64,7 +55,7 @@ fn endpoints(workloads: &Workloads) -> usize {
 
 #[test]
 fn nothing_is_routed_before_all_of_the_cluster_is_known() {
-    let (api, dir, runtime) = (FakeApi::start(), Directory::new(), runtime());
+    let (api, dir, runtime) = (FakeApi::start(), Directory::new(), Background::start());
     fill(&api);
     for kind in ["pods", "namespaces", "services", "endpointslices"] {
         api.fail(Faults {
@@ -96,7 +87,7 @@ fn nothing_is_routed_before_all_of_the_cluster_is_known() {
 
 #[test]
 fn changes_of_the_cluster_arrive_and_others_cost_nothing() {
-    let (api, dir, runtime) = (FakeApi::start(), Directory::new(), runtime());
+    let (api, dir, runtime) = (FakeApi::start(), Directory::new(), Background::start());
     fill(&api);
     let store = feed(&runtime, &api, &dir);
     wait(&store, "the cluster", |workloads| endpoints(workloads) == 1);
@@ -130,7 +121,7 @@ fn changes_of_the_cluster_arrive_and_others_cost_nothing() {
 
 #[test]
 fn a_cluster_of_before_1_21_has_the_same_mesh() {
-    let (api, dir, runtime) = (FakeApi::start(), Directory::new(), runtime());
+    let (api, dir, runtime) = (FakeApi::start(), Directory::new(), Background::start());
     fill(&api);
     api.fail(Faults {
         old: true,

@@ -3,8 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::Deref,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -22,7 +24,10 @@ use redirect::{
 };
 use redirect_tests::{eventually, kubernetes::FakeApi};
 use serde_json::{Value, json};
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Handle},
+    sync::oneshot,
+};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const NODE: &str = "node-a";
@@ -32,7 +37,7 @@ pub struct Stage {
     pub api: FakeApi,
     pub agent: FakeAgent,
     pub kubernetes: Arc<Kubernetes>,
-    pub runtime: Runtime,
+    pub runtime: Background,
     _dir: Directory,
 }
 
@@ -49,11 +54,7 @@ impl Stage {
             json!({"metadata": {"name": "shop", "labels": {"istio.io/dataplane-mode": "ambient"}}}),
         );
         api.put("namespaces", json!({"metadata": {"name": "plain"}}));
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("a runtime");
+        let runtime = Background::start();
         let agent = FakeAgent::start(&runtime);
         prepare(&api, &agent);
         let dir = Directory::new();
@@ -134,7 +135,7 @@ pub fn settings(kubeconfig: PathBuf, dir: &Directory) -> Settings {
 }
 
 /// Feeds a store from the API.
-pub fn feed(runtime: &Runtime, api: &FakeApi, dir: &Directory) -> Arc<WorkloadStore> {
+pub fn feed(runtime: &Handle, api: &FakeApi, dir: &Directory) -> Arc<WorkloadStore> {
     let store = WorkloadStore::new();
     let settings = settings(api.kubeconfig(&dir.0), dir);
     runtime.block_on(async {
@@ -202,7 +203,7 @@ struct State {
 }
 
 impl FakeAgent {
-    fn start(runtime: &Runtime) -> Self {
+    fn start(runtime: &Handle) -> Self {
         let (agent, mut orders) = Agent::new();
         let this = Self {
             agent,
@@ -323,6 +324,49 @@ impl FakeAgent {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A runtime on a thread of its own, which goes on while the test does other things.
+pub struct Background {
+    handle: Handle,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Background {
+    pub fn start() -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::spawn(move || {
+            // The end of the test is as good as its word.
+            let _ = runtime.block_on(stopped);
+        });
+        Self {
+            handle,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Deref for Background {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // Its panic, if any, is in the test's output.
+            let _ = thread.join();
+        }
     }
 }
 

@@ -81,10 +81,17 @@ fn the_mesh_is_what_a_file_says_or_what_the_api_says() {
         let config = parse(&format!("{file}\n{identity}\nagent: {agent}"));
         match (config, expected) {
             (Ok(config), Ok(expected)) => {
-                assert_eq!(config.workloads, expected.map(PathBuf::from), "{agent} {file}");
+                assert_eq!(
+                    config.workloads,
+                    expected.map(PathBuf::from),
+                    "{agent} {file}"
+                );
             }
             (Err(error), Err(expected)) => {
-                assert!(error.to_string().contains(expected), "{agent} {file}: {error}");
+                assert!(
+                    error.to_string().contains(expected),
+                    "{agent} {file}: {error}"
+                );
             }
             (config, _) => panic!("{agent} {file}: {config:?}"),
         }
