@@ -22,6 +22,7 @@
 pub mod bench;
 mod binaries;
 pub mod cgroup;
+pub mod cni;
 mod daemon;
 pub mod demo;
 pub mod exchange;
@@ -34,6 +35,7 @@ mod metrics;
 pub mod namespace;
 pub mod process;
 mod run_id;
+pub mod soak;
 pub mod sockets;
 pub mod state;
 pub mod sys;
@@ -43,7 +45,7 @@ mod wall;
 pub mod way;
 mod workloads;
 
-pub use binaries::{app_binary, redirect_binary};
+pub use binaries::{app_binary, cni_binary, redirect_binary};
 pub use daemon::{Daemon, DaemonSpec};
 pub use http::{Response, get};
 pub use mesh::{Mesh, MeshBuilder};

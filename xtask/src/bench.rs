@@ -18,6 +18,13 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     setup::ensure(&[Need::BpfToolchain, Need::Testbed, Need::Bench])?;
+    build()?;
+    let mut bench = Command::new(ebpf::target_dir().join("release/rdt-bench"));
+    succeed(bench.arg("run").args(&args.options))
+}
+
+/// Everything that is measured, and what measures it, for release.
+pub fn build() -> Result<()> {
     ebpf::build()?;
     let mut build = Command::new("cargo");
     build.args([
@@ -29,12 +36,10 @@ pub fn run(args: &Args) -> Result<()> {
         "redirect-tests",
         "--bins",
     ]);
-    succeed(&mut build)?;
-    let mut bench = Command::new(ebpf::target_dir().join("release/rdt-bench"));
-    succeed(bench.arg("run").args(&args.options))
+    succeed(&mut build)
 }
 
-fn succeed(command: &mut Command) -> Result<()> {
+pub fn succeed(command: &mut Command) -> Result<()> {
     let status = command.current_dir(ebpf::workspace()).status();
     let status = status.with_context(|| format!("cannot run {command:?}"))?;
     if !status.success() {

@@ -29,6 +29,8 @@ pub enum Need {
     Bench,
     /// Small machines that boot old kernels. Large, and so installed for `test-kernels` alone.
     Kernels,
+    /// A Kubernetes of two nodes, built from source the first time. Installed for `test-k8s` alone.
+    Kubernetes,
 }
 
 /// A file that proves that a Debian package is there. A name without a slash is looked for in PATH and the sbin folders.
@@ -80,10 +82,36 @@ const ITEMS: &[Item] = &[
     item("unzip", "unzip", Need::Testbed),
     item("wrk", "wrk", Need::Bench),
     item("haproxy", "haproxy", Need::Testbed),
+    item(
+        "/usr/lib/cni/host-local",
+        "containernetworking-plugins",
+        Need::Testbed,
+    ),
     item("ss-redir", "shadowsocks-libev", Need::Testbed),
     item("qemu-system-x86_64", "qemu-system-x86", Need::Kernels),
     item("busybox", "busybox-static", Need::Kernels),
     item("xz", "xz-utils", Need::Kernels),
+    item(
+        "/usr/lib/go-1.19/bin/go",
+        "golang-1.19-go",
+        Need::Kubernetes,
+    ),
+    item("dpkg-source", "dpkg-dev", Need::Kubernetes),
+    item("make", "make", Need::Kubernetes),
+    item("rsync", "rsync", Need::Kubernetes),
+    item("jq", "jq", Need::Kubernetes),
+    item("etcd", "etcd-server", Need::Kubernetes),
+    item("containerd", "containerd", Need::Kubernetes),
+    item("runc", "runc", Need::Kubernetes),
+    item(
+        "/usr/lib/cni/bridge",
+        "containernetworking-plugins",
+        Need::Kubernetes,
+    ),
+    item("kubectl", "kubernetes-client", Need::Kubernetes),
+    item("busybox", "busybox-static", Need::Kubernetes),
+    item("buildah", "buildah", Need::Kubernetes),
+    item("debootstrap", "debootstrap", Need::Kubernetes),
 ];
 
 pub fn run() -> Result<()> {

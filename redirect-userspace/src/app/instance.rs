@@ -7,7 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::node::{attachments, remembered};
+
 const LOCK: &str = "lock";
+/// Where `agent.socket` is if nothing else is said.
+const SOCKET: &str = "agent.sock";
 
 /// Held for the daemon's lifetime; the kernel releases it however the daemon ends.
 pub struct Instance {
@@ -69,9 +73,12 @@ impl Instance {
     }
 }
 
-/// Removes the lock file, and the directory if nothing else is in it.
+/// Removes all that daemons keep in the directory for the next one, and the directory if nothing else is in it.
 pub fn remove(state_dir: &Path) -> io::Result<()> {
     for result in [
+        fs::remove_dir_all(state_dir.join(remembered::FOLDER)),
+        fs::remove_dir_all(state_dir.join(attachments::FOLDER)),
+        fs::remove_file(state_dir.join(SOCKET)),
         fs::remove_file(state_dir.join(LOCK)),
         fs::remove_dir(state_dir),
     ] {

@@ -1,18 +1,17 @@
 //! The daemon: puts its parts together, captures the configured pods, and lets go in order.
 
+mod agent;
 mod instance;
 mod own_cgroup;
 pub mod pods;
 mod record;
+mod sources;
 
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use redirect_common::ports;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::{instance::Instance, pods::Pods};
 use crate::{
@@ -21,14 +20,12 @@ use crate::{
     config::{Backend, Config},
     dns,
     identity::{self, IdentityStore, SystemClock, tls::TlsConfigs},
+    node::{agent::Agent, remembered::Remembered},
     orig_dst::{Chain, Conntrack, SoOriginalDst},
     proxy::{Shared, Workers},
     telemetry::{self, Direction, Metrics},
     workload::{Defaults, WorkloadStore},
 };
-
-/// Pods whose capture is looked after in one turn: each costs some milliseconds where rules have to be listed.
-const VERIFIED_AT_ONCE: usize = 8;
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub fn run(mut config: Config) -> anyhow::Result<()> {
@@ -96,37 +93,55 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
         network: config.network.clone(),
         cluster_id: config.cluster_id.clone(),
         orig_dst,
-        workloads,
+        workloads: workloads.clone(),
         tls: TlsConfigs::new(identities.clone(), &config.trust_domain),
-        identities,
+        identities: identities.clone(),
         outbound: metrics.traffic(Direction::outbound),
         inbound: metrics.traffic(Direction::inbound),
         metrics: metrics.clone(),
         dns,
     });
     let workers = Workers::start(config.workers, &shared)?;
-    let mut pods = Pods::new(shared, capture, config.capture.mode, &config.state_dir);
-    pods.remove_stale(&config.pods);
-    let failed = pods.add_all(config.pods, &workers).await;
-    if matches!(
-        config.capture.backend,
-        Backend::Iptables | Backend::Nftables
-    ) {
-        remove_programs(&config.capture.bpffs, failed);
-    }
-    metrics.pods.set(pods.count() as i64);
-    metrics.pods_failed.set(failed as i64);
-    readiness.set(true);
-    tracing::info!(
-        target: "redirect",
-        pods = pods.count(), failed, node = config.node, workers = config.workers, backend = pods.backend(), "ready"
-    );
+    let pods = Pods::new(shared, capture, config.capture.mode, &config.state_dir);
+    let backend = pods.backend();
+    let (agent, orders) = Agent::new();
+    let sources = sources::of(&config);
+    let enrolment = sources::enrolment(&config, &agent, &workloads).await?;
+    let attachments = sources::attachments(&config)?;
+    sources::serve_socket(&config, &agent, enrolment, attachments)?;
+    let parts = agent::Parts {
+        agent,
+        orders,
+        pods,
+        workers,
+        identities,
+        metrics,
+        remembered: Remembered::open(
+            &config.state_dir,
+            &config.trust_domain,
+            config.capture.mode,
+            &sources,
+        ),
+        sources,
+        drain: config.proxy.drain,
+        verify_interval: config.capture.verify_interval,
+    };
+    let (running, mut first_round) = agent::start(parts, config.pods);
 
-    let interval = config.capture.verify_interval;
-    let mut verify = tokio::time::interval_at(Instant::now() + interval, interval);
-    verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_ready = false;
     loop {
         tokio::select! {
+            Ok(round) = &mut first_round, if !is_ready => {
+                is_ready = true;
+                if matches!(config.capture.backend, Backend::Iptables | Backend::Nftables) {
+                    remove_programs(&config.capture.bpffs, round.failed);
+                }
+                readiness.set(true);
+                tracing::info!(
+                    target: "redirect",
+                    pods = round.captured, failed = round.failed, node = config.node, workers = config.workers, backend, "ready"
+                );
+            }
             _ = terminate.recv() => {
                 tracing::info!(target: "redirect", limit = ?config.proxy.drain, "SIGTERM: draining");
                 break;
@@ -137,12 +152,12 @@ async fn daemon(config: Config, cgroup: Option<&Path>) -> anyhow::Result<()> {
             }
             _ = hangup.recv() => {
                 tracing::info!(target: "redirect", "SIGHUP: looking after the capture of all pods");
-                pods.reassert(usize::MAX);
+                running.look_after_all();
             }
-            _ = verify.tick() => pods.reassert(VERIFIED_AT_ONCE),
         }
     }
     readiness.set(false);
+    let (mut pods, workers) = running.end().await.context("end the agent's task")?;
     pods.stand_down();
     pods.close_listeners();
     // Certificates, workload data and metrics go on while connections finish; a second signal ends the wait.

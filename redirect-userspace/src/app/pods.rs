@@ -1,23 +1,26 @@
 //! The pods of this daemon: adding one is all or nothing, and one pod's failure is its own.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    fs, io,
-    os::fd::AsFd,
+    collections::{BTreeSet, HashMap},
+    fs,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 mod error;
+mod let_go;
 mod reassert;
+mod recorded;
+mod verify;
 
 use redirect_common::ports;
 
-pub use self::error::PodError;
-use super::record::{self, Record};
+pub use self::{error::PodError, recorded::clean_recorded, verify::find};
+use super::record;
 use crate::{
-    capture::{self, Applied, Capture, Delivery, Sockets},
+    capture::{Applied, Capture, Delivery, Sockets},
     config::Mode,
     dns,
     pod::{Pod, PodUid},
@@ -38,11 +41,32 @@ pub struct Pods {
     /// Whose turn it is to be [looked after](Self::reassert).
     turn: Option<PodUid>,
     sites: HashMap<SiteId, Listeners>,
+    /// Pods that were let go, and have connections.
+    leaving: HashMap<PodUid, Leaving>,
+}
+
+struct Leaving {
+    captured: Captured,
+    until: Instant,
 }
 
 struct Captured {
     context: Arc<PodContext>,
     site: SiteId,
+    /// The pod's own, wherever the listeners are.
+    netns: Netns,
+    /// The cgroup's inode number when it was captured.
+    cgroup: u64,
+    /// Whether its DNS queries are served.
+    dns: bool,
+}
+
+impl Captured {
+    /// Whether DNS queries of `pod` would be answered as this one's are.
+    fn asks_as(&self, pod: &Pod) -> bool {
+        let own = &self.context.pod;
+        own.namespace == pod.namespace && own.ips == pod.ips
+    }
 }
 
 /// Where a pod's listeners are.
@@ -69,6 +93,7 @@ impl Pods {
             captured: HashMap::new(),
             turn: None,
             sites: HashMap::new(),
+            leaving: HashMap::new(),
         }
     }
 
@@ -77,14 +102,18 @@ impl Pods {
         self.captured.len()
     }
 
+    /// Whether something may be left of its capture.
+    pub fn is_recorded(&self, uid: &PodUid) -> bool {
+        record::path(&self.records, uid).exists()
+    }
+
     pub fn backend(&self) -> &'static str {
         self.capture.name()
     }
 
-    /// Lets go of pods that an earlier daemon captured and that are not wanted any more.
-    pub fn remove_stale(&mut self, wanted: &[Pod]) {
-        let wanted: HashSet<&PodUid> = wanted.iter().map(|pod| &pod.uid).collect();
-        let mut found = HashSet::new();
+    /// The pods that earlier daemons captured, as far as the kernel and the records tell.
+    pub fn earlier(&self) -> BTreeSet<PodUid> {
+        let mut found = BTreeSet::new();
         match self.capture.inspect() {
             Ok(captured) => found.extend(captured),
             Err(error) => tracing::warn!(%error, "cannot see what an earlier daemon captured"),
@@ -93,49 +122,39 @@ impl Pods {
             Ok(recorded) => found.extend(recorded),
             Err(error) => tracing::warn!(%error, "cannot see what an earlier daemon recorded"),
         }
-        for uid in found.iter().filter(|uid| !wanted.contains(uid)) {
-            self.clean(uid);
-        }
+        found
     }
 
-    /// Captures the pods; returns how many could not be.
-    pub async fn add_all(&mut self, pods: Vec<Pod>, workers: &Workers) -> usize {
-        let mut failed = 0;
-        for pod in pods {
-            let uid = pod.uid.clone();
-            let recorded = record::path(&self.records, &uid).exists();
-            match self.add(pod, workers).await {
-                Ok(Applied::Attached) => tracing::info!(pod = %uid, "captured"),
-                Ok(Applied::Adopted) => {
-                    tracing::info!(pod = %uid, "captured: adopted what an earlier daemon left")
-                }
-                Err(error) => {
-                    failed += 1;
-                    tracing::error!(pod = %uid, %error, "cannot capture pod");
-                    // What an earlier daemon captured stays captured: its connections are refused, not let through.
-                    if !recorded {
-                        self.undo(&uid);
-                    }
-                }
-            }
-        }
-        failed
-    }
-
-    /// Captures one more pod, also while others are carried.
+    /// Captures one more pod, also while others are carried; or one that is captured as it is wanted now. Its certificate has to
+    /// be there.
     ///
-    /// Listeners first, programs last: a connection is never steered to a port where nobody listens.
+    /// Listeners first, programs last: a connection is never steered to a port where nobody listens. On an error, what an earlier
+    /// daemon captured stays captured: connections are refused, not let through.
     pub async fn add(&mut self, pod: Pod, workers: &Workers) -> Result<Applied, PodError> {
+        let uid = pod.uid.clone();
+        let is_recorded = record::path(&self.records, &uid).exists();
+        let added = self.add_or_replace(pod, workers).await;
+        if added.is_err() && !is_recorded {
+            self.undo(&uid);
+        }
+        added
+    }
+
+    async fn add_or_replace(&mut self, pod: Pod, workers: &Workers) -> Result<Applied, PodError> {
         let netns = Netns::open(&pod.netns).map_err(|source| PodError::Netns {
             path: pod.netns.clone(),
             source,
         })?;
         let place = self.place(&pod, &netns)?;
-        self.shared.identities.prepare(&pod.identity).await?;
+        self.shared.identities.get(&pod.identity)?;
         self.open(&place, workers).await?;
-        let added = self.add_at(pod, &netns, &place, workers).await;
-        if added.is_err() {
-            self.close_unused(place.site, workers).await;
+        let before = self.captured.remove(&pod.uid);
+        // What its former connections need is needed again, or goes with the record of where it was.
+        self.leaving.remove(&pod.uid);
+        let former_site = before.as_ref().map(|before| before.site);
+        let added = self.add_at(pod, &netns, &place, before, workers).await;
+        for site in former_site.into_iter().chain([place.site]) {
+            self.close_unused(site, workers).await;
         }
         added
     }
@@ -145,6 +164,7 @@ impl Pods {
         pod: Pod,
         netns: &Netns,
         place: &Place,
+        before: Option<Captured>,
         workers: &Workers,
     ) -> Result<Applied, PodError> {
         let earlier = self.record(&pod)?;
@@ -161,13 +181,10 @@ impl Pods {
             &self.shared.cluster_id,
         ));
         let pod = &context.pod;
-        workers.join(place.site, &context).await?;
         // Where pods share a namespace, a query does not tell whose it is.
         let dns = pod.options.capture_dns && place.tenancy == Tenancy::OnePod;
-        if dns && let Err(error) = serve_dns(&context, workers).await {
-            workers.leave(place.site, &pod.uid, Duration::ZERO).await?;
-            return Err(error);
-        }
+        let drain = self.shared.proxy.drain;
+        join(&context, place.site, dns, before, drain, workers).await?;
         let applied = match self.sites.get(&place.site) {
             Some(listeners) => self.capture.apply(pod, netns, &sockets(listeners, dns)),
             None => unreachable!("the site was opened before its pods are added"),
@@ -180,9 +197,14 @@ impl Pods {
             }
         };
         self.forget_earlier(pod, netns, earlier)?;
-        let site = place.site;
-        self.captured
-            .insert(pod.uid.clone(), Captured { context, site });
+        let captured = Captured {
+            site: place.site,
+            netns: netns.clone(),
+            cgroup: inode(&pod.cgroup).unwrap_or_default(),
+            dns,
+            context: context.clone(),
+        };
+        self.captured.insert(pod.uid.clone(), captured);
         Ok(applied)
     }
 
@@ -210,9 +232,11 @@ impl Pods {
                 _ => Standpoint::Inside,
             },
         };
-        let taken = self.captured.values().any(|other| {
+        let mut others = self.captured.values();
+        let taken = others.any(|other| {
+            let is_other = other.context.pod.uid != pod.uid;
             let alone = self.mode != Mode::Node && other.context.pod.cgroup_only.is_none();
-            other.site == place.site && (alone || tenancy == Tenancy::OnePod)
+            is_other && other.site == place.site && (alone || tenancy == Tenancy::OnePod)
         });
         match taken {
             true => Err(PodError::SharedNetns(pod.netns.clone())),
@@ -247,118 +271,39 @@ impl Pods {
             tracing::error!(%error, "cannot close a site's listeners");
         }
     }
+}
 
-    /// Lets go of a pod: connections that it makes from now on are as before capture. Those that we carry may go on for as long
-    /// as `drain`, and are then reset.
-    pub async fn remove(&mut self, uid: &PodUid, drain: Duration, workers: &Workers) {
-        let site = self.captured.get(uid).map(|captured| captured.site);
-        self.clean(uid);
-        let Some(site) = site else { return };
-        if let Err(error) = workers.leave(site, uid, drain).await {
-            tracing::error!(pod = %uid, %error, "cannot end the pod's connections");
+/// Has the workers carry the pod's connections: in place of what was `before`, whose connections drain.
+async fn join(
+    context: &Arc<PodContext>,
+    site: SiteId,
+    dns: bool,
+    before: Option<Captured>,
+    drain: Duration,
+    workers: &Workers,
+) -> Result<(), PodError> {
+    let uid = &context.pod.uid;
+    let mut serves_dns = false;
+    match before {
+        Some(before) if before.asks_as(&context.pod) && before.site == site => {
+            workers.rejoin(site, context, drain).await?;
+            serves_dns = before.dns;
         }
-        self.close_unused(site, workers).await;
-    }
-
-    /// The daemon ends: what can only be done while it still runs, see [`Capture::stand_down`].
-    pub fn stand_down(&mut self) {
-        if let Err(error) = self.capture.stand_down() {
-            tracing::error!(%error, "cannot let go of pods with onProxyFailure: pass");
+        Some(before) => {
+            workers.leave(before.site, uid, drain).await?;
+            workers.join(site, context).await?;
         }
+        None => workers.join(site, context).await?,
     }
-
-    /// Closes the daemon's own handles of all listeners: once the workers stop accepting, connections are refused at once.
-    pub fn close_listeners(&mut self) {
-        self.sites.clear();
+    let served = match (serves_dns, dns) {
+        (false, true) => serve_dns(context, workers).await,
+        (true, false) => workers.end_dns(uid).await.map_err(Into::into),
+        _ => Ok(()),
+    };
+    if served.is_err() {
+        workers.leave(site, uid, Duration::ZERO).await?;
     }
-
-    /// Takes back what was prepared for a pod that could not be captured.
-    fn undo(&self, uid: &PodUid) {
-        if let Err(error) = clean_record(&record::path(&self.records, uid)) {
-            tracing::error!(pod = %uid, %error, "cannot take back what was prepared in the pod's namespace");
-        }
-    }
-
-    /// Lets go of all pods; what fails is reported and the rest goes on.
-    pub fn clean_all(&mut self) {
-        for uid in self.captured.keys().cloned().collect::<Vec<_>>() {
-            self.clean(&uid);
-        }
-    }
-
-    fn clean(&mut self, uid: &PodUid) {
-        let capture = self.capture.clean(uid);
-        let removed = self.captured.remove(uid);
-        let record = record::path(&self.records, uid);
-        let record = match removed.is_some_and(|removed| self.is_shared(removed.site)) {
-            // What is in the namespace is for the others, too.
-            true => fs::remove_file(record).map_err(Into::into),
-            false => clean_record(&record),
-        };
-        match (capture, record) {
-            (Ok(()), Ok(())) => tracing::info!(pod = %uid, "let go"),
-            (capture, record) => {
-                let errors = [
-                    capture.err().map(|e| e.to_string()),
-                    record.err().map(|e| e.to_string()),
-                ];
-                tracing::error!(pod = %uid, error = errors.into_iter().flatten().collect::<Vec<_>>().join("; "), "not wholly let go");
-            }
-        }
-    }
-
-    /// Whether another pod has its listeners there, in a namespace that both are in.
-    fn is_shared(&self, site: SiteId) -> bool {
-        let mut others = self.captured.values().filter(|other| other.site == site);
-        others.any(|other| self.mode != Mode::Node || other.context.pod.cgroup_only.is_some())
-    }
-
-    /// Remembers where to clean up. Returns the other backends that captured this pod before.
-    fn record(&self, pod: &Pod) -> Result<BTreeSet<String>, PodError> {
-        let path = record::path(&self.records, &pod.uid);
-        let fail = |source| PodError::Record {
-            path: path.clone(),
-            source,
-        };
-        let mut earlier = BTreeSet::new();
-        if let Some(before) = Record::read(&path).map_err(fail)? {
-            if before.netns == pod.netns {
-                earlier = before.backends;
-            } else if let Err(error) = clean_record(&path) {
-                tracing::error!(pod = %pod.uid, %error, "cannot clean up in the pod's former namespace");
-            }
-        }
-        let mut backends = earlier.clone();
-        backends.insert(self.capture.name().to_owned());
-        let netns = pod.netns.clone();
-        let record = Record { netns, backends };
-        record.write(&path).map_err(fail)?;
-        earlier.remove(self.capture.name());
-        Ok(earlier)
-    }
-
-    /// Takes back what other backends made, now that this one's capture is in place.
-    fn forget_earlier(
-        &self,
-        pod: &Pod,
-        netns: &Netns,
-        earlier: BTreeSet<String>,
-    ) -> Result<(), PodError> {
-        if earlier.is_empty() {
-            return Ok(());
-        }
-        for backend in &earlier {
-            capture::clean_netns_after(netns, backend, self.capture.name())?;
-        }
-        let path = record::path(&self.records, &pod.uid);
-        let record = Record {
-            netns: pod.netns.clone(),
-            backends: BTreeSet::from([self.capture.name().to_owned()]),
-        };
-        record
-            .write(&path)
-            .map_err(|source| PodError::Record { path, source })
-    }
+    served
 }
 
 async fn serve_dns(context: &Arc<PodContext>, workers: &Workers) -> Result<(), PodError> {
@@ -379,50 +324,7 @@ fn sockets(listeners: &Listeners, dns: bool) -> Sockets<'_> {
     }
 }
 
-/// Cleans up after all pods that are on record.
-pub fn clean_recorded(state_dir: &Path) -> anyhow::Result<()> {
-    let records = record::folder(state_dir);
-    let entries = match fs::read_dir(&records) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    let (mut errors, mut backends) = (Vec::new(), BTreeSet::new());
-    for entry in entries {
-        let path = entry?.path();
-        if let Ok(Some(record)) = Record::read(&path) {
-            backends.extend(record.backends);
-        }
-        if let Err(error) = clean_record(&path) {
-            errors.push(format!("{}: {error}", path.display()));
-        }
-    }
-    let own = backends.iter().map(|backend| capture::clean_own(backend));
-    errors.extend(own.filter_map(Result::err).map(|error| error.to_string()));
-    if errors.is_empty() {
-        fs::remove_dir(&records)?;
-        return Ok(());
-    }
-    anyhow::bail!("{}", errors.join("; "))
-}
-
-/// Undoes what was done in the namespace that the record names. A pod that is gone took it along.
-fn clean_record(path: &Path) -> anyhow::Result<()> {
-    let Some(record) = Record::read(path)? else {
-        return Ok(());
-    };
-    let enters = record
-        .backends
-        .iter()
-        .any(|name| capture::enters_pods(name));
-    if let Ok(netns) = Netns::open(&record.netns)
-        && enters
-    {
-        let cleaned = record.backends.iter();
-        let cleaned = cleaned.map(|backend| capture::clean_netns(&netns, backend));
-        let cleaned: Vec<_> = cleaned.collect();
-        client_ip::clean(&netns)?;
-        cleaned.into_iter().collect::<Result<(), _>>()?;
-    }
-    fs::remove_file(path)?;
-    Ok(())
+/// Of a file or directory, if there is one.
+fn inode(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|metadata| metadata.ino())
 }

@@ -54,7 +54,7 @@ pub fn folder(state_dir: &Path) -> PathBuf {
 }
 
 pub fn path(folder: &Path, uid: &PodUid) -> PathBuf {
-    folder.join(uid.as_str().replace('%', "%25").replace('/', "%2f"))
+    folder.join(uid.file_name())
 }
 
 /// The pods that are on record.
@@ -66,7 +66,7 @@ pub fn uids(folder: &Path) -> io::Result<Vec<PodUid>> {
     entries
         .map(|entry| {
             let name = entry?.file_name().to_string_lossy().into_owned();
-            Ok(PodUid::new(name.replace("%2f", "/").replace("%25", "%")))
+            Ok(PodUid::of_file(&name))
         })
         .collect()
 }

@@ -40,8 +40,21 @@ pub trait Capture: Send {
     /// Lets go of the pod: afterwards its connections are as before capture.
     fn clean(&mut self, uid: &PodUid) -> Result<(), CaptureError>;
 
+    /// The same, but for what the pod's connections that stand need in its namespace: [`clean_netns`] takes that away.
+    fn release(&mut self, uid: &PodUid) -> Result<(), CaptureError> {
+        self.clean(uid)
+    }
+
     /// The uids that are captured in the kernel now, as found there (not as remembered).
     fn inspect(&self) -> Result<Vec<PodUid>, CaptureError>;
+
+    /// How what the kernel holds for a pod differs from what was applied, in words; nothing if it does not. Changes nothing.
+    fn faults(&self, uid: &PodUid) -> Result<Vec<String>, CaptureError> {
+        Ok(match self.inspect()?.contains(uid) {
+            true => Vec::new(),
+            false => vec!["nothing of its capture is there".to_owned()],
+        })
+    }
 
     /// Looks whether what was applied for these pods is still there, and makes good what something else has changed. Tells
     /// only of what was not right.

@@ -4,6 +4,7 @@ mod ca;
 mod check;
 mod cni;
 mod config;
+mod pod;
 mod rules;
 mod run;
 mod uninstall;
@@ -42,6 +43,8 @@ enum Command {
     #[command(subcommand)]
     Rules(rules::RulesCommand),
     #[command(subcommand)]
+    Pod(pod::PodCommand),
+    #[command(subcommand)]
     Cni(cni::CniCommand),
     Uninstall(uninstall::Uninstall),
     /// Print the version
@@ -68,6 +71,7 @@ fn execute(command: Command, host: &Host, out: &mut dyn Write) -> anyhow::Result
         Command::Config(command) => command.execute(host, out),
         Command::Ca(command) => command.execute(out),
         Command::Rules(command) => command.execute(out),
+        Command::Pod(command) => command.execute(out),
         Command::Cni(command) => command.execute(out),
         Command::Uninstall(uninstall) => uninstall.execute(out),
         Command::Version => {

@@ -55,6 +55,10 @@ fn help() {
         "rules apply",
         "rules verify",
         "rules clean",
+        "pod",
+        "pod add",
+        "pod remove",
+        "pod list",
         "uninstall",
     ];
     let all: String = commands

@@ -1,4 +1,4 @@
-//! What the plugin and the node agent say to each other: over a unix stream socket, one request and one answer per connection,
+//! What the plugin, the command line and the node agent say to each other: over a unix stream socket, one request and one answer per connection,
 //! each a JSON object on one line.
 
 use std::{net::IpAddr, path::PathBuf};
@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 
 /// Where the agent listens, if nothing else is said.
 pub const SOCKET: &str = "/run/redirect/agent.sock";
-/// Longest request or answer in bytes, with its line end.
+/// Longest request in bytes, with its line end; longest answer to the plugin.
 pub const MAX_LINE: usize = 256 * 1024;
+/// Longest list of pods.
+pub const MAX_LIST: usize = 64 * 1024 * 1024;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "camelCase")]
@@ -22,9 +24,19 @@ pub enum Request {
     Del { container_id: String },
     /// Only these sandboxes are still there; whatever else is known of may go.
     #[serde(rename_all = "camelCase")]
-    Gc { container_ids: Vec<String> },
+    Gc {
+        /// Only of this network: others' sandboxes are not told of here.
+        network: String,
+        container_ids: Vec<String>,
+    },
     /// Whether pods can be added now.
     Status,
+    /// `redirect pod add`: an entry as the configuration's `pods` has them.
+    PodAdd { pod: serde_json::Value },
+    /// `redirect pod remove`.
+    PodRemove { uid: String },
+    /// `redirect pod list`.
+    PodList,
 }
 
 /// A sandbox that the container runtime has made.
@@ -33,6 +45,9 @@ pub enum Request {
 pub struct Attachment {
     pub container_id: String,
     pub netns: PathBuf,
+    /// The name of the network configuration that it was made by.
+    #[serde(default)]
+    pub network: String,
     /// As Kubernetes calls the pod; `None` where the runtime is not Kubernetes'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodName>,
@@ -60,4 +75,20 @@ pub enum Answer {
         error: String,
         hint: String,
     },
+    Pods {
+        pods: Vec<ListedPod>,
+    },
+}
+
+/// A pod that somebody wants to be captured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListedPod {
+    /// As the configuration's `pods` has it.
+    pub pod: serde_json::Value,
+    /// Who wants it, in their order.
+    pub sources: Vec<String>,
+    /// Why it is not captured now; `None`: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

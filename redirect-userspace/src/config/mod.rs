@@ -3,6 +3,7 @@
 mod agent;
 mod clashes;
 mod dns;
+pub mod entry;
 mod pods;
 mod read;
 mod sections;

@@ -37,7 +37,7 @@ pub(super) fn read(list: &Node<'_>, trust_domain: &str, mode: Mode) -> Vec<Pod> 
     pods
 }
 
-fn read_pod(node: &Node<'_>, trust_domain: &str, mode: Mode) -> Option<Pod> {
+pub(super) fn read_pod(node: &Node<'_>, trust_domain: &str, mode: Mode) -> Option<Pod> {
     let mut fields = node.fields()?;
     let f = &mut fields;
     let name = segment(f, "name", "pod name");

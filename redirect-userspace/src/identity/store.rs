@@ -107,6 +107,10 @@ impl IdentityStore {
     ///
     /// On an error the identity is remembered all the same and tried again in the background.
     pub async fn prepare(&self, identity: &Identity) -> Result<Arc<Certificate>, IdentityError> {
+        // Who has one does not wait for others'.
+        if let Ok(certificate) = self.get(identity) {
+            return Ok(certificate);
+        }
         let _issuing = self.issuing.lock().await;
         if let Ok(certificate) = self.get(identity) {
             return Ok(certificate);

@@ -12,7 +12,14 @@
 //! ```
 
 pub mod agent;
+pub mod attachments;
+pub mod by_cni;
 pub mod kubernetes;
 pub mod location;
+pub mod reconcile;
+pub mod remembered;
+pub mod requests;
+pub mod socket;
 pub mod source;
+pub mod wishes;
 pub mod zds;

@@ -23,6 +23,16 @@ impl PodUid {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// A name for the pod's file in some folder.
+    pub fn file_name(&self) -> String {
+        self.0.replace('%', "%25").replace('/', "%2f")
+    }
+
+    /// Of a [`file_name`](Self::file_name).
+    pub fn of_file(name: &str) -> Self {
+        Self::new(name.replace("%2f", "/").replace("%25", "%"))
+    }
 }
 
 impl fmt::Display for PodUid {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::{Shared, standpoint::Standpoint, worker::Pods};
+use super::{Shared, sites::Pods, standpoint::Standpoint};
 use crate::{
     hbone::{
         HboneError,

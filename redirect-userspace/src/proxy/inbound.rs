@@ -22,7 +22,8 @@ use super::{
     refuse,
     running_pod::RunningPod,
     site::Members,
-    worker::{SiteMembers, Worker},
+    sites::SiteMembers,
+    worker::Worker,
 };
 use crate::{
     hbone::{Stream, TraceParent, server},

@@ -16,7 +16,8 @@ use super::{
     copy::{self, CopyError},
     ports, refuse,
     running_pod::RunningPod,
-    worker::{SiteMembers, Worker},
+    sites::SiteMembers,
+    worker::Worker,
 };
 use crate::{
     orig_dst::Chain,

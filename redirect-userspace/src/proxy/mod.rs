@@ -17,6 +17,7 @@ pub mod ports;
 pub mod route;
 mod running_pod;
 pub mod site;
+mod sites;
 pub mod standpoint;
 mod worker;
 
@@ -96,6 +97,11 @@ impl PodContext {
             baggage,
             connections: AtomicUsize::new(0),
         }
+    }
+
+    /// How many connections of the pod are open.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// The address to open a tunnel from: the app's own where it is the pod's, else the pod's of that family.

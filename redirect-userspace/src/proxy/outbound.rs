@@ -13,7 +13,8 @@ use super::{
     Admission, PodContext, connector, copy, refuse,
     route::{HboneRoute, Route, Source, route},
     running_pod::RunningPod,
-    worker::{SiteMembers, Worker},
+    sites::SiteMembers,
+    worker::Worker,
 };
 use crate::{
     hbone::{

@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::{
+    sync::{Notify, watch},
+    task::AbortHandle,
+};
 
 use super::{PodContext, limits::Limits, worker::Worker};
 use crate::pod::Pod;
@@ -20,6 +23,7 @@ pub struct RunningPod {
     stop: watch::Sender<bool>,
     connections: RefCell<HashMap<u64, AbortHandle>>,
     next: Cell<u64>,
+    ended: Notify,
 }
 
 impl Deref for RunningPod {
@@ -44,6 +48,7 @@ impl RunningPod {
             stop: watch::Sender::new(false),
             connections: RefCell::default(),
             next: Cell::new(0),
+            ended: Notify::new(),
         }
     }
 
@@ -72,6 +77,13 @@ impl RunningPod {
         self.stop.send_replace(true);
     }
 
+    /// Waits until there are no connections any more.
+    pub async fn all_ended(&self) {
+        while !self.connections.borrow().is_empty() {
+            self.ended.notified().await;
+        }
+    }
+
     /// Ends all connections, with resets.
     pub fn cut(&self) -> usize {
         let connections: Vec<_> = self.connections.borrow().values().cloned().collect();
@@ -88,6 +100,10 @@ struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.pod.connections.borrow_mut().remove(&self.key);
+        let mut connections = self.pod.connections.borrow_mut();
+        connections.remove(&self.key);
+        if connections.is_empty() {
+            self.pod.ended.notify_one();
+        }
     }
 }

@@ -17,7 +17,6 @@ use std::{
 };
 
 use tokio::{
-    net::{TcpListener, TcpStream},
     runtime::LocalOptions,
     sync::{Notify, mpsc, oneshot, watch},
     task::AbortHandle,
@@ -26,11 +25,8 @@ use tokio::{
 use super::{
     Listeners, PodContext, Shared,
     connector::TunnelConnector,
-    inbound, inbound_plaintext,
-    listener::accept_loop,
-    outbound,
-    running_pod::RunningPod,
-    site::{Members, SiteId, Tenancy},
+    site::{SiteId, Tenancy},
+    sites::{Pods, Sites},
 };
 use crate::{dns, hbone::pool::Pool, pod::PodUid, sys::memory};
 
@@ -65,12 +61,14 @@ pub enum WorkersError {
 }
 
 /// What a worker is told; it answers when it is done.
-enum Command {
+pub(super) enum Command {
     Open(SiteId, Tenancy, Listeners),
     Join(SiteId, Arc<PodContext>),
+    Rejoin(SiteId, Arc<PodContext>, Duration),
     Leave(SiteId, PodUid, Duration),
     Close(SiteId),
     ServeDns(Arc<PodContext>, dns::Sockets),
+    EndDns(PodUid),
 }
 
 type Told = (Command, oneshot::Sender<io::Result<()>>);
@@ -120,6 +118,18 @@ impl Workers {
             .await
     }
 
+    /// From now on the pod is what `context` says, without a moment in which its connections would not be carried. Those that
+    /// stand may go on for as long as `drain`, and are then reset.
+    pub async fn rejoin(
+        &self,
+        site: SiteId,
+        context: &Arc<PodContext>,
+        drain: Duration,
+    ) -> Result<(), WorkersError> {
+        self.tell(|| Some(Command::Rejoin(site, context.clone(), drain)))
+            .await
+    }
+
     /// Takes no more connections of the pod. Those that stand may go on for as long as `drain`, and are then reset.
     pub async fn leave(
         &self,
@@ -145,6 +155,11 @@ impl Workers {
         let turn = self.dns.fetch_add(1, Ordering::Relaxed) % self.commands.len();
         let mut command = Some(Command::ServeDns(context.clone(), sockets));
         self.tell_some(turn..turn + 1, || command.take()).await
+    }
+
+    /// Answers the pod's DNS queries no longer.
+    pub async fn end_dns(&self, pod: &PodUid) -> Result<(), WorkersError> {
+        self.tell(|| Some(Command::EndDns(pod.clone()))).await
     }
 
     /// Tells each worker a command, and waits until all have done it.
@@ -286,20 +301,14 @@ async fn serve(
         peak: Cell::new(0),
         ended: Notify::new(),
     });
-    let mut sites = Sites {
-        worker: worker.clone(),
-        pods: pods.clone(),
-        open: HashMap::new(),
-        dns: HashMap::new(),
-    };
+    let mut sites = Sites::new(&worker, &pods);
     let mut sweep = tokio::time::interval(SWEEP.min(worker.shared.hbone.idle_timeout));
     loop {
         tokio::select! {
             biased;
             _ = drain.wait_for(|&drain| drain) => break,
             command = commands.recv() => match command {
-                // Who does not wait for the answer does not need it.
-                Some((command, answer)) => _ = answer.send(sites.obey(command)),
+                Some((command, answer)) => sites.obey_and_answer(command, answer),
                 None => break,
             },
             _ = sweep.tick() => {
@@ -309,7 +318,7 @@ async fn serve(
         }
     }
     // Stops the accept loops; the pods stay, for connections that are being opened, and DNS goes on for those that stand.
-    sites.open.clear();
+    sites.close_all();
     for pod in pods.borrow().values() {
         pod.stop();
     }
@@ -323,106 +332,5 @@ async fn serve(
             ?limit,
             "drain limit reached, cutting what is left"
         );
-    }
-}
-
-/// The pods that a worker carries connections for.
-pub type Pods = Rc<RefCell<HashMap<PodUid, Rc<RunningPod>>>>;
-
-/// What a worker accepts on.
-struct Sites {
-    worker: Rc<Worker>,
-    pods: Pods,
-    open: HashMap<SiteId, OpenSite>,
-    /// Pods whose DNS queries this worker answers; dropping the sender ends that.
-    dns: HashMap<PodUid, watch::Sender<bool>>,
-}
-
-impl Sites {
-    fn obey(&mut self, command: Command) -> io::Result<()> {
-        match command {
-            Command::Open(id, tenancy, listeners) => {
-                let site = OpenSite::open(&self.worker, tenancy, listeners)?;
-                self.open.insert(id, site);
-            }
-            Command::Join(id, context) => {
-                let site = self.open.get(&id).ok_or(io::ErrorKind::NotFound)?;
-                let pod = Rc::new(RunningPod::new(context));
-                self.pods
-                    .borrow_mut()
-                    .insert(pod.context.pod.uid.clone(), pod.clone());
-                site.members.borrow_mut().join(pod);
-            }
-            Command::Leave(id, uid, drain) => {
-                self.dns.remove(&uid);
-                if let Some(site) = self.open.get(&id) {
-                    site.members.borrow_mut().leave(&uid);
-                }
-                if let Some(pod) = self.pods.borrow_mut().remove(&uid) {
-                    pod.stop();
-                    tokio::task::spawn_local(end(pod, drain));
-                }
-                self.worker.pool.remove(&uid);
-            }
-            Command::Close(id) => drop(self.open.remove(&id)),
-            Command::ServeDns(context, sockets) => {
-                let stop = watch::Sender::new(false);
-                let client = dns::Client {
-                    pod: context.pod.uid.clone(),
-                    namespace: context.pod.namespace.clone(),
-                    ips: context.pod.ips.clone(),
-                    netns: context.netns.clone(),
-                };
-                dns::serve(&self.worker.shared.dns, client, sockets, stop.subscribe())?;
-                self.dns.insert(context.pod.uid.clone(), stop);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Ends what is left of a pod's connections when they have had their time.
-async fn end(pod: Rc<RunningPod>, drain: Duration) {
-    if !drain.is_zero() {
-        tokio::time::sleep(drain).await;
-    }
-    let connections = pod.cut();
-    if connections > 0 {
-        tracing::info!(pod = %pod.context.pod.uid, connections, "the pod has left: connections cut");
-    }
-}
-
-/// Members of a site as one worker knows them.
-pub type SiteMembers = Rc<RefCell<Members<RunningPod>>>;
-
-/// Listeners that this worker accepts on.
-struct OpenSite {
-    members: SiteMembers,
-    /// Dropped with the site, which stops its accept loops.
-    _stop: watch::Sender<bool>,
-}
-
-impl OpenSite {
-    fn open(worker: &Rc<Worker>, tenancy: Tenancy, listeners: Listeners) -> io::Result<Self> {
-        let outbound = TcpListener::from_std(listeners.outbound)?;
-        let plaintext = TcpListener::from_std(listeners.inbound_plaintext)?;
-        let hbone = TcpListener::from_std(listeners.hbone)?;
-        let members: SiteMembers = Rc::new(RefCell::new(Members::new(tenancy)));
-        let stop = watch::Sender::new(false);
-        let accept = |listener, handle: fn(&Rc<Worker>, &SiteMembers, TcpStream, SocketAddr)| {
-            let (worker, members) = (worker.clone(), members.clone());
-            tokio::task::spawn_local(accept_loop(
-                listener,
-                stop.subscribe(),
-                move |stream, client| handle(&worker, &members, stream, client),
-            ));
-        };
-        accept(outbound, outbound::accepted);
-        accept(plaintext, inbound_plaintext::accepted);
-        accept(hbone, inbound::accepted);
-        Ok(Self {
-            members,
-            _stop: stop,
-        })
     }
 }

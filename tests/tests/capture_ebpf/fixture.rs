@@ -237,6 +237,7 @@ pub fn load_with(bpffs: &Path, cgroup: &Path, probers: Vec<PathBuf>) -> EbpfCapt
         leak_guard: false,
         probers: ProberCgroups::Paths(probers),
         bpffs: bpffs.to_owned(),
+        mount_bpffs: false,
         cgroup: None,
         exempt_uid: None,
         events: false,

@@ -256,6 +256,7 @@ fn config(daemon: &redirect_tests::DaemonSpec) -> CaptureConfig {
         probers: ProberCgroups::Paths(Vec::new()),
         exempt_uid: None,
         bpffs: daemon.bpffs(),
+        mount_bpffs: false,
         cgroup: None,
         events: false,
         detach_on_exit: false,

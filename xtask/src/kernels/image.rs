@@ -11,8 +11,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{output, packages::Kernel};
-use crate::setup::find_program;
+use super::packages::Kernel;
+use crate::{
+    program::output,
+    setup::find_program,
+    tree::{copy, libraries as libraries_of},
+};
 
 /// Modules whose path contains one of these, with all that they need.
 const MODULES: [&str; 8] = [
@@ -150,7 +154,7 @@ fn installed(root: &Path) -> Result<()> {
     for (program, names) in PROGRAMS {
         let path = fs::canonicalize(find(program)?)?;
         copy(&path, &root.join("usr/sbin").join(program))?;
-        libraries.extend(libraries_of(&output(Command::new("ldd").arg(&path))?));
+        libraries.extend(libraries_of(&path)?);
         for name in names {
             symlink(program, root.join("usr/sbin").join(name))?;
         }
@@ -173,18 +177,6 @@ fn installed(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The files that ldd names: `NAME => PATH (ADDRESS)`, or the loader's `PATH (ADDRESS)`.
-fn libraries_of(ldd: &str) -> Vec<String> {
-    let words = ldd.lines().filter_map(|line| {
-        let line = line.split(" => ").last()?.trim();
-        line.split(' ').next()
-    });
-    words
-        .filter(|word| word.starts_with('/'))
-        .map(str::to_owned)
-        .collect()
-}
-
 /// In the format that the kernel unpacks. Not compressed: that would cost more time than it saves.
 fn archive(root: &Path, image: &Path) -> Result<PathBuf> {
     let names = output(Command::new("find").current_dir(root).arg("."))?;
@@ -199,15 +191,6 @@ fn archive(root: &Path, image: &Path) -> Result<PathBuf> {
         .context("run busybox cpio")?;
     ensure!(status.success(), "busybox cpio: {status}");
     Ok(image.to_owned())
-}
-
-/// With the folders above `to`, and what `from` points to if it is a link.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    if let Some(folder) = to.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
-    Ok(())
 }
 
 fn name(path: &Path) -> &std::ffi::OsStr {
@@ -232,12 +215,5 @@ mod tests {
             "kernel/net/llc/llc.ko",
         ];
         assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn libraries_are_files() {
-        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /lib/libc.so.6 (0x00007f)\n\t/lib64/ld.so.2 (0x00007f)\n";
-        assert_eq!(libraries_of(text), ["/lib/libc.so.6", "/lib64/ld.so.2"]);
-        assert!(libraries_of("\tnot a dynamic executable\n").is_empty());
     }
 }

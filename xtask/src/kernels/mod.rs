@@ -139,18 +139,3 @@ fn build(object: &std::path::Path) -> Result<Vec<PathBuf>> {
     let built = folder.join(TARGET).join("debug");
     Ok(names.iter().map(|name| built.join(name)).collect())
 }
-
-/// Runs a command and gives its output; what it says on its errors is in ours.
-fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("run {command:?}"))?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}: {}",
-        output.status,
-        errors.trim()
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}

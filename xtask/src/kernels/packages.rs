@@ -8,10 +8,12 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{Release, output};
+use super::Release;
+use crate::{
+    apt::{Apt, Kind},
+    program::output,
+};
 
-const MIRROR: &str = "http://deb.debian.org";
-const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const SUITES: [(&str, &str); 3] = [
     ("debian-security", "bullseye-security"),
     ("debian", "bookworm"),
@@ -34,7 +36,7 @@ pub fn provide(cache: &Path, releases: &[&Release]) -> Result<Vec<Kernel>> {
         .collect();
     if !missing.is_empty() {
         fs::create_dir_all(cache).with_context(|| format!("create {}", cache.display()))?;
-        let apt = Apt::update(&cache.join("apt")).with_context(|| {
+        let apt = Apt::update(&cache.join("apt"), Kind::Binary, &SUITES).with_context(|| {
             format!(
                 "Debian's package lists; without the network only kernels that {} has can be tested",
                 cache.display()
@@ -125,56 +127,6 @@ fn newest<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Option<&'a 
         .filter_map(|name| Some((number(name)?, name)))
         .max()
         .map(|(_, name)| name)
-}
-
-/// apt with sources, lists and caches of its own: this machine's stay as they are.
-struct Apt {
-    options: Vec<String>,
-}
-
-impl Apt {
-    fn update(folder: &Path) -> Result<Self> {
-        for below in ["lists/partial", "archives/partial"] {
-            fs::create_dir_all(folder.join(below))
-                .with_context(|| format!("create {}", folder.display()))?;
-        }
-        let sources = SUITES.map(|(archive, suite)| {
-            format!("deb [arch=amd64 signed-by={KEYS}] {MIRROR}/{archive} {suite} main\n")
-        });
-        let list = folder.join("sources.list");
-        fs::write(&list, sources.concat()).with_context(|| format!("write {}", list.display()))?;
-        let path = |below: &str| folder.join(below).display().to_string();
-        let options = [
-            ("Dir::Etc::sourcelist", path("sources.list")),
-            ("Dir::Etc::sourceparts", "/dev/null".to_owned()),
-            ("Dir::State::lists", path("lists")),
-            ("Dir::Cache::archives", path("archives")),
-            ("Dir::Cache::pkgcache", String::new()),
-            ("Dir::Cache::srcpkgcache", String::new()),
-            // apt's own user cannot write into somebody's home.
-            ("APT::Sandbox::User", "root".to_owned()),
-            ("APT::Update::Error-Mode", "any".to_owned()),
-        ];
-        let options = options.map(|(name, value)| format!("--option={name}={value}"));
-        let apt = Self {
-            options: options.to_vec(),
-        };
-        apt.run("apt-get", &["update"])?;
-        Ok(apt)
-    }
-
-    fn run(&self, program: &str, args: &[&str]) -> Result<String> {
-        output(Command::new(program).args(&self.options).args(args))
-    }
-
-    fn run_in(&self, folder: &Path, program: &str, args: &[&str]) -> Result<String> {
-        output(
-            Command::new(program)
-                .current_dir(folder)
-                .args(&self.options)
-                .args(args),
-        )
-    }
 }
 
 #[cfg(test)]

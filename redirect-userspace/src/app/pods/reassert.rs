@@ -4,8 +4,9 @@ use super::Pods;
 use crate::{config::Mode, pod::PodUid, proxy::client_ip};
 
 impl Pods {
-    /// Makes good what something else has changed, for at most `most` pods; the others' turn comes with the next calls.
-    pub fn reassert(&mut self, most: usize) {
+    /// Makes good what something else has changed, for at most `most` pods, and tells which; the others' turn comes with
+    /// the next calls.
+    pub fn reassert(&mut self, most: usize) -> Vec<PodUid> {
         let (uids, next) = turn(self.captured.keys(), self.turn.take(), most);
         self.turn = next;
         for repair in self.capture.reassert(&uids) {
@@ -25,6 +26,7 @@ impl Pods {
                 self.tell(uid.as_str(), repaired.map(|_| vec![what.to_owned()]));
             }
         }
+        uids
     }
 
     fn tell(&self, place: &str, repaired: Result<Vec<String>, String>) {

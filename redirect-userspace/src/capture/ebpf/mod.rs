@@ -39,6 +39,7 @@ mod events;
 pub mod guard;
 mod inbound;
 mod keys;
+mod let_go;
 mod links;
 pub mod needs;
 pub(super) mod netlink;
@@ -327,25 +328,21 @@ impl Capture for EbpfCapture {
     }
 
     fn clean(&mut self, uid: &PodUid) -> Result<(), CaptureError> {
-        let mut errors = Vec::new();
-        let places = self.pins.places(uid)?;
-        if let Err(error) = self.pins.remove_pod(uid) {
-            errors.push(error);
-        }
-        for place in places {
-            errors.extend(self.forget(place).err());
-            self.names
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&place.netns_cookie);
-        }
-        self.numbers.remove(uid);
-        if let Some(here) = self.applied.remove(uid)
+        let (mut errors, here) = self.let_go(uid);
+        if let Some(here) = here
             && !self.is_shared(&here.netns, uid)
         {
             errors.extend(clean_netns(&here.netns).err());
         }
         CaptureError::collect(errors)
+    }
+
+    fn release(&mut self, uid: &PodUid) -> Result<(), CaptureError> {
+        CaptureError::collect(self.let_go(uid).0)
+    }
+
+    fn faults(&self, uid: &PodUid) -> Result<Vec<String>, CaptureError> {
+        self.faults_of(uid)
     }
 
     fn reassert(&mut self, pods: &[PodUid]) -> Vec<Repair> {

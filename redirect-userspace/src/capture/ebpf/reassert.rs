@@ -25,6 +25,23 @@ impl EbpfCapture {
         of_proxy.into_iter().chain(of_pods).collect()
     }
 
+    /// See [`Capture::faults`](super::super::Capture::faults).
+    pub(super) fn faults_of(&self, uid: &PodUid) -> Result<Vec<String>, CaptureError> {
+        let Some(here) = self.applied.get(uid) else {
+            return Ok(vec!["its capture was not applied".to_owned()]);
+        };
+        let subject = match Subject::find(&here.pod, &here.netns, &self.own) {
+            // Nobody is in a cgroup that is gone.
+            Err(_) if !here.pod.cgroup.exists() => return Ok(Vec::new()),
+            subject => subject?,
+        };
+        let mut wrong = self.links_missing(&subject)?;
+        if !self.tables.has(&subject) {
+            wrong.push("the programs do not know it".to_owned());
+        }
+        Ok(wrong)
+    }
+
     /// The programs on the daemon's own cgroup, without which no original destination is known.
     fn look_after_proxy(&self) -> Result<Vec<String>, CaptureError> {
         let (directory, targets) = (self.pins.proxy(self.own.id), Targets::cgroup(&self.own));

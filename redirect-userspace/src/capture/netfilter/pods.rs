@@ -236,6 +236,16 @@ impl Capture for NetfilterCapture {
         Ok(captured)
     }
 
+    fn faults(&self, uid: &PodUid) -> Result<Vec<String>, CaptureError> {
+        let Some(captured) = self.pods.get(uid) else {
+            return Ok(vec!["its capture was not applied".to_owned()]);
+        };
+        Ok(match &captured.rules {
+            Some((plans, rules)) => rules.differences_in(&captured.netns, plans)?,
+            None => Vec::new(),
+        })
+    }
+
     fn reassert(&mut self, pods: &[PodUid]) -> Vec<Repair> {
         let probers = Repair::of("node", self.renew_probers().map(|()| Vec::new()));
         // What failed before is tried again.
