@@ -220,7 +220,7 @@ fn watch(shared: &Shared, kind: &str, request: &Request, writer: &mut TcpStream)
     };
     head(writer, 200, "Transfer-Encoding: chunked")?;
     let mut state = shared.lock();
-    while state.epoch == epoch && Instant::now() < deadline {
+    loop {
         let news = state
             .store
             .after(version, kind, node.as_deref())
@@ -238,6 +238,10 @@ fn watch(shared: &Shared, kind: &str, request: &Request, writer: &mut TcpStream)
             }
             state = shared.lock();
             continue;
+        }
+        // What it has come for it is told, however soon it ends.
+        if state.epoch != epoch || Instant::now() >= deadline {
+            break;
         }
         let left = deadline.saturating_duration_since(Instant::now());
         let waited = shared.changed.wait_timeout(state, left);
