@@ -50,7 +50,7 @@ pub use daemon::{Daemon, DaemonSpec};
 pub use http::{Response, get};
 pub use mesh::{Mesh, MeshBuilder};
 pub use metrics::Metrics;
-pub use process::{App, Event, Process};
+pub use process::{App, Event, PATIENCE, Process};
 pub use run_id::RunId;
 pub use testbed::{Node, Pod, Testbed};
 pub use wait::{eventually, wait_until};

@@ -15,7 +15,6 @@ use crate::{
         socket::{Limits, Socket},
         source::{Enrolment, Source},
     },
-    workload::WorkloadStore,
 };
 
 /// The sources that will speak, or have spoken already.
@@ -37,24 +36,28 @@ fn has_socket(config: &Config) -> bool {
     config.agent.socket.is_some() && config.capture.mode != Mode::Dedicated
 }
 
-/// Whom the CNI plugin's requests ask. With the Kubernetes API, the agent is told of its pods from now on, and the store is kept
-/// as the cluster is, unless a file says what the mesh is.
-pub async fn enrolment(
+/// The Kubernetes API, if it is to be asked.
+pub async fn kubernetes(config: &Config) -> anyhow::Result<Option<Connected>> {
+    let Some(settings) = Settings::of(config) else {
+        return Ok(None);
+    };
+    let connected = Connected::new(settings).await.context("agent.kubernetes")?;
+    Ok(Some(connected))
+}
+
+/// Whom the CNI plugin's requests ask. With the Kubernetes API, the agent is told of its pods from now on.
+pub fn enrolment(
     config: &Config,
+    kubernetes: Option<Connected>,
     agent: &Agent,
-    workloads: &Arc<WorkloadStore>,
-) -> anyhow::Result<Arc<dyn Enrolment>> {
-    if let Some(settings) = Settings::of(config) {
-        let connected = Connected::new(settings).await.context("agent.kubernetes")?;
-        if config.workloads.is_none() {
-            connected.feed(workloads.clone());
-        }
-        return Ok(connected.keep(agent.clone()));
+) -> Arc<dyn Enrolment> {
+    if let Some(connected) = kubernetes {
+        return connected.keep(agent.clone());
     }
-    Ok(Arc::new(ByCni {
+    Arc::new(ByCni {
         config: config.agent.cni.clone(),
         trust_domain: config.trust_domain.clone(),
-    }))
+    })
 }
 
 /// Serves the CNI plugin and the command line, if there is to be a socket. To be called inside the daemon's runtime.
