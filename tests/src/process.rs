@@ -438,7 +438,6 @@ fn read_lines(source: OwnedFd, output: Arc<Output>, stream: Stream) {
                 output.changed.notify_all();
                 return;
             }
-            drop(state);
             output.changed.notify_all();
         }
     });
