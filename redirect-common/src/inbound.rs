@@ -46,6 +46,8 @@ pub trait Lookups: Lists {
     fn is_served(&self, addr: &Addr, port: u16) -> bool;
     /// Whether the proxy made this connection but found no place to register it.
     fn is_barred(&self, flow: &PassKey) -> bool;
+    /// Whether a connect in this namespace was redirected, and this is its connection.
+    fn is_redirected(&self, netns_cookie: u64, flow: &PassKey) -> bool;
 }
 
 /// Decides, and says for which pod.
@@ -63,10 +65,7 @@ pub fn arrival(
     }
     // Also the addresses that stand for captured destinations: the way of a redirected connect to the proxy.
     if is_loopback(&flow.dst) {
-        return match elsewhere {
-            Elsewhere::Refused => of_nobody(Decision::Pass(Reason::Loopback)),
-            Elsewhere::Passed => to_loopback(arrival, lookups),
-        };
+        return to_loopback(arrival, elsewhere, lookups);
     }
     let Some(pod) = lookups.pod_at(&flow.dst) else {
         return of_nobody(match elsewhere {
@@ -76,25 +75,62 @@ pub fn arrival(
     };
     match pod.flags & inbound_flags::SHARED != 0 {
         true => (to_shared(&pod, arrival, lookups), pod),
-        false => (to_pod(&pod, arrival, lookups), pod),
+        false => match to_proxy(&pod, arrival, lookups) {
+            Some(steered) => (steered, pod),
+            None => (to_pod(&pod, arrival, lookups), pod),
+        },
     }
 }
 
-/// In a namespace that workloads share, somebody else may have taken our port while no daemon ran: what was captured does not go
-/// there. Its source is an address of the workload.
+/// What was captured, on its way to an address that stands for its destination. Its source is an address of the pod.
+///
+/// In a namespace that workloads share, somebody else may have taken our port while no daemon ran: it does not go there.
+/// Elsewhere two daemons may listen, of which one takes over from the other: whose turn it is, the proxy's sockets say. Only for
+/// what was redirected in the pod's own namespace, since a source can be forged.
 #[inline(always)]
-fn to_loopback(arrival: &Arrival, lookups: &impl Lookups) -> (Decision, InboundEntry) {
+fn to_loopback(
+    arrival: &Arrival,
+    elsewhere: Elsewhere,
+    lookups: &impl Lookups,
+) -> (Decision, InboundEntry) {
     let flow = &arrival.flow;
-    if arrival.is_tcp
-        && flow.dst_port == ports::OUTBOUND
+    if let Some(socket) = redirected_to(arrival)
         && let Some(pod) = lookups.pod_at(&flow.src)
-        && pod.flags & inbound_flags::SHARED != 0
     {
-        let steer = Decision::Steer(SocketKind::Outbound, Reason::Loopback);
-        return (steer, pod);
+        let is_ours = match pod.flags & inbound_flags::SHARED != 0 {
+            true => matches!(elsewhere, Elsewhere::Passed) && flow.dst_port == ports::OUTBOUND,
+            false => lookups.is_redirected(pod.netns_cookie, flow),
+        };
+        if is_ours {
+            return (Decision::Steer(socket, Reason::Loopback), pod);
+        }
     }
     let pass = Decision::Pass(Reason::Loopback);
     (pass, InboundEntry::default())
+}
+
+/// To the address of a pod that has it to itself, and to a listener of the proxy there: of two daemons' that one whose turn it is.
+#[inline(always)]
+fn to_proxy(pod: &InboundEntry, arrival: &Arrival, lookups: &impl Lookups) -> Option<Decision> {
+    let flow = &arrival.flow;
+    if flow.dst_port == ports::INBOUND_HBONE && arrival.is_tcp {
+        return Some(Decision::Steer(SocketKind::Hbone, Reason::Hbone));
+    }
+    // A redirected connect of a socket that is bound to a device.
+    let socket = redirected_to(arrival)?;
+    lookups
+        .is_redirected(pod.netns_cookie, flow)
+        .then_some(Decision::Steer(socket, Reason::OwnAddress))
+}
+
+/// The proxy's socket that listens where redirected connects are sent.
+#[inline(always)]
+fn redirected_to(arrival: &Arrival) -> Option<SocketKind> {
+    match arrival.flow.dst_port {
+        ports::OUTBOUND if arrival.is_tcp => Some(SocketKind::Outbound),
+        ports::DNS if arrival.is_tcp => Some(SocketKind::DnsTcp),
+        _ => None,
+    }
 }
 
 /// To an address that workloads share with each other, and perhaps with processes that are none of ours.
@@ -206,6 +242,19 @@ pub fn without_listener(pod: &InboundEntry) -> Decision {
     match pod.flags & inbound_flags::PASS_ON_FAILURE != 0 {
         true => Decision::Pass(Reason::NoListener),
         false => Decision::Refuse(Reason::NoListener),
+    }
+}
+
+/// What becomes of what this socket of the proxy was to get, when the daemon whose turn it is has none. In a namespace of its own
+/// a pod cannot have taken the port of a listener: who listens there is another daemon of ours.
+#[inline(always)]
+pub fn unsteered(pod: &InboundEntry, socket: SocketKind, reason: Reason) -> Decision {
+    let is_shared = pod.flags & inbound_flags::SHARED != 0;
+    match socket {
+        SocketKind::Outbound | SocketKind::Hbone | SocketKind::DnsTcp if !is_shared => {
+            Decision::Pass(reason)
+        }
+        _ => without_listener(pod),
     }
 }
 

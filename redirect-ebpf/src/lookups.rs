@@ -9,8 +9,8 @@ use redirect_common::{
     decide::{Decision, Lists, Lookups},
     inbound,
     maps::{
-        CgroupKey, InboundEntry, List, NetKey, OwnKey, PassEntry, PassKey, PodEntry, PortKey,
-        ServiceKey, SharerKey, SocketKind, pod_flags,
+        CgroupKey, FlowKey, InboundEntry, List, NetKey, OwnKey, PassEntry, PassKey, PodEntry,
+        PortKey, ServiceKey, SharerKey, SocketKind, pod_flags,
     },
 };
 
@@ -107,6 +107,19 @@ impl inbound::Lookups for Maps {
     fn is_barred(&self, flow: &PassKey) -> bool {
         // SAFETY: nothing is read through the reference.
         unsafe { BARRED.get(flow) }.is_some()
+    }
+
+    #[inline(always)]
+    fn is_redirected(&self, netns_cookie: u64, flow: &PassKey) -> bool {
+        maps::flow(&FlowKey {
+            netns_cookie,
+            src: flow.src,
+            dst: flow.dst,
+            src_port: flow.src_port,
+            dst_port: flow.dst_port,
+            padding: 0,
+        })
+        .is_some()
     }
 }
 

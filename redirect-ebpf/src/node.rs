@@ -250,6 +250,12 @@ impl inbound::Lookups for Known<'_> {
     fn is_barred(&self, flow: &PassKey) -> bool {
         Maps.is_barred(flow)
     }
+
+    /// Nothing is rewritten in this mode.
+    #[inline(always)]
+    fn is_redirected(&self, _: u64, _: &PassKey) -> bool {
+        false
+    }
 }
 
 impl decide::Lookups for Known<'_> {

@@ -3,7 +3,9 @@
 //!
 //! Verdict on error: reset, unless the pod is to go on without the proxy.
 
-use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
+use aya_ebpf::{
+    bindings::BPF_SK_LOOKUP_F_NO_REUSEPORT, macros::sk_lookup, programs::SkLookupContext,
+};
 use redirect_common::{
     Hook, Reason, Verdict,
     inbound::{self, Arrival, Decision, Elsewhere},
@@ -70,13 +72,15 @@ fn steer(
     socket: SocketKind,
     reason: Reason,
 ) -> (Verdict, Reason) {
+    // Not another socket of its SO_REUSEPORT group: that one is of the daemon whose turn it is not, or somebody's who joined.
+    let flags = BPF_SK_LOOKUP_F_NO_REUSEPORT.into();
     if SOCKETS
-        .redirect_sk_lookup(ctx, socket.place(pod.pod), 0)
+        .redirect_sk_lookup(ctx, socket.place(pod.pod), flags)
         .is_ok()
     {
         return (Verdict::Redirect, reason);
     }
-    match inbound::without_listener(pod) {
+    match inbound::unsteered(pod, socket, reason) {
         Decision::Pass(reason) => (Verdict::Pass, reason),
         _ => (Verdict::Refuse, Reason::NoListener),
     }

@@ -10,6 +10,11 @@ pub fn redirect_binary() -> PathBuf {
     find("redirect", "REDIRECT_BIN", "redirect-userspace")
 }
 
+/// The CNI plugin: `$REDIRECT_CNI_BIN`, else beside the running test or binary.
+pub fn cni_binary() -> PathBuf {
+    find("redirect-cni", "REDIRECT_CNI_BIN", "redirect-userspace")
+}
+
 /// The multi-call helper that runs inside pods: `$RDT_APP_BIN`, else beside the running test or binary.
 pub fn app_binary() -> PathBuf {
     find("rdt-app", "RDT_APP_BIN", "redirect-tests")

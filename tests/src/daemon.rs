@@ -38,6 +38,10 @@ pub struct DaemonSpec {
     config: Value,
     pods: Vec<Value>,
     args: Vec<String>,
+    /// For one start alone.
+    once: Vec<String>,
+    /// The name of its cgroup.
+    cgroup: String,
     environment: Vec<(String, String)>,
     binary: PathBuf,
 }
@@ -62,6 +66,8 @@ impl DaemonSpec {
             config,
             pods: Vec::new(),
             args,
+            once: Vec::new(),
+            cgroup: "redirect".to_owned(),
             environment: Vec::new(),
             binary: redirect_binary(),
         }
@@ -110,6 +116,20 @@ impl DaemonSpec {
         self
     }
 
+    /// Adds an argument of `redirect run` for the daemon that is started from this, and not for those started from its spec.
+    #[must_use]
+    pub fn once(mut self, arg: &str) -> Self {
+        self.once = vec![arg.to_owned()];
+        self
+    }
+
+    /// Runs it in another cgroup of the same node or pod, beside the usual one.
+    #[must_use]
+    pub fn in_cgroup(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.cgroup);
+        self
+    }
+
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.environment.push((key.to_owned(), value.to_owned()));
@@ -143,10 +163,9 @@ impl DaemonSpec {
     pub fn spawn(&self) -> Daemon {
         let command = self.ready_command();
         let process = Process::spawn(format!("daemon on {}", self.node.name()), command);
-        Daemon {
-            process,
-            spec: self.clone(),
-        }
+        let mut spec = self.clone();
+        spec.once.clear();
+        Daemon { process, spec }
     }
 
     /// The command that `spawn` runs, with its configuration written: for who wants the output elsewhere.
@@ -161,7 +180,8 @@ impl DaemonSpec {
             .arg("run")
             .arg("--config")
             .arg(self.write_config())
-            .args(&self.args);
+            .args(&self.args)
+            .args(&self.once);
         command
             .env_remove("RUST_LOG")
             .env("NO_COLOR", "1")
@@ -188,8 +208,8 @@ impl DaemonSpec {
     /// The daemon's own cgroup; a container of the pod that it runs in.
     pub fn cgroup(&self) -> PathBuf {
         match &self.pod {
-            Some(pod) => pod.container("redirect"),
-            None => self.node.cgroup().join("redirect"),
+            Some(pod) => pod.container(&self.cgroup),
+            None => self.node.cgroup().join(&self.cgroup),
         }
     }
 

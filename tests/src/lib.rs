@@ -22,6 +22,7 @@
 pub mod bench;
 mod binaries;
 pub mod cgroup;
+pub mod cni;
 mod daemon;
 pub mod demo;
 pub mod exchange;
@@ -43,12 +44,12 @@ mod wall;
 pub mod way;
 mod workloads;
 
-pub use binaries::{app_binary, redirect_binary};
+pub use binaries::{app_binary, cni_binary, redirect_binary};
 pub use daemon::{Daemon, DaemonSpec};
 pub use http::{Response, get};
 pub use mesh::{Mesh, MeshBuilder};
 pub use metrics::Metrics;
-pub use process::{App, Event, Process};
+pub use process::{App, Event, PATIENCE, Process};
 pub use run_id::RunId;
 pub use testbed::{Node, Pod, Testbed};
 pub use wait::{eventually, wait_until};

@@ -32,7 +32,7 @@ pub struct Testbed {
 pub struct Node {
     shared: Arc<Shared>,
     name: String,
-    number: u8,
+    pub(crate) number: u8,
     netns: Netns,
     pods: Arc<Mutex<u8>>,
 }

@@ -82,6 +82,11 @@ const ITEMS: &[Item] = &[
     item("unzip", "unzip", Need::Testbed),
     item("wrk", "wrk", Need::Bench),
     item("haproxy", "haproxy", Need::Testbed),
+    item(
+        "/usr/lib/cni/host-local",
+        "containernetworking-plugins",
+        Need::Testbed,
+    ),
     item("ss-redir", "shadowsocks-libev", Need::Testbed),
     item("qemu-system-x86_64", "qemu-system-x86", Need::Kernels),
     item("busybox", "busybox-static", Need::Kernels),

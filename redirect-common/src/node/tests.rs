@@ -75,6 +75,10 @@ impl inbound::Lookups for Node {
     fn is_barred(&self, _: &PassKey) -> bool {
         false
     }
+
+    fn is_redirected(&self, _: u64, _: &PassKey) -> bool {
+        false
+    }
 }
 
 impl Lookups for Node {

@@ -11,6 +11,8 @@ use crate::{
 };
 
 const POD: u32 = 7;
+/// From this port of the pod a connect was redirected.
+const REDIRECTED: u16 = 40_004;
 
 /// A pod at 10.1.0.2, 10.1.0.3 and fd00:1::2, and another one at 10.1.0.9.
 struct Node {
@@ -88,6 +90,10 @@ impl Lookups for Node {
 
     fn is_barred(&self, flow: &PassKey) -> bool {
         self.barred.contains(&(flow.src, flow.src_port))
+    }
+
+    fn is_redirected(&self, netns_cookie: u64, flow: &PassKey) -> bool {
+        netns_cookie == u64::from(POD) && flow.src_port == REDIRECTED
     }
 }
 
@@ -200,7 +206,12 @@ fn by_addresses_and_ports() {
             15_001,
             pass(Reason::Loopback),
         ),
-        ("10.2.0.1", "10.1.0.2", 15_008, pass(Reason::Hbone)),
+        (
+            "10.2.0.1",
+            "10.1.0.2",
+            15_008,
+            Decision::Steer(SocketKind::Hbone, Reason::Hbone),
+        ),
         ("10.1.0.2", "10.1.0.2", 80, pass(Reason::OwnAddress)),
         ("10.1.0.3", "10.1.0.2", 80, pass(Reason::OwnAddress)),
         ("10.1.0.2", "10.1.0.2", 15_001, pass(Reason::OwnAddress)),
@@ -221,6 +232,92 @@ fn by_addresses_and_ports() {
         let (decision, _) = inbound::arrival(&arrival, strict, &Node::new(0));
         assert_eq!(decision, expected, "{src} to {dst}:{port}");
     }
+}
+
+/// Of two daemons' listeners, the one whose turn it is gets what was redirected in this very namespace.
+#[test]
+fn redirected_connections_are_steered() {
+    let steer = Decision::Steer;
+    let (outbound, dns) = (SocketKind::Outbound, SocketKind::DnsTcp);
+    let by_loopback = Reason::Loopback;
+    for (src, src_port, dst, port, expected) in [
+        (
+            "10.1.0.2",
+            REDIRECTED,
+            "127.130.1.1",
+            15_001,
+            steer(outbound, by_loopback),
+        ),
+        (
+            "fd00:1::2",
+            REDIRECTED,
+            "fd72:6472:6374::5",
+            15_001,
+            steer(outbound, by_loopback),
+        ),
+        (
+            "10.1.0.2",
+            REDIRECTED,
+            "127.130.1.1",
+            15_053,
+            steer(dns, by_loopback),
+        ),
+        (
+            "10.1.0.2",
+            REDIRECTED,
+            "10.1.0.3",
+            15_001,
+            steer(outbound, Reason::OwnAddress),
+        ),
+        // As another pod's, from here: a forged source leads to nobody else's listener.
+        (
+            "10.1.0.9",
+            REDIRECTED,
+            "127.130.1.1",
+            15_001,
+            pass(by_loopback),
+        ),
+        ("10.1.0.2", 40_000, "127.130.1.1", 15_001, pass(by_loopback)),
+        (
+            "10.1.0.2",
+            REDIRECTED,
+            "127.130.1.1",
+            15_006,
+            pass(by_loopback),
+        ),
+        (
+            "127.0.0.1",
+            REDIRECTED,
+            "127.0.0.1",
+            15_001,
+            pass(by_loopback),
+        ),
+    ] {
+        let arrival = arrival(src, src_port, dst, port);
+        for elsewhere in [Elsewhere::Refused, Elsewhere::Passed] {
+            let (decision, _) = inbound::arrival(&arrival, elsewhere, &Node::new(0));
+            assert_eq!(decision, expected, "{src}:{src_port} to {dst}:{port}");
+        }
+    }
+}
+
+/// A pod cannot take the ports of its listeners, so whoever listens there is another daemon; to the port of what it has captured
+/// itself nobody listens.
+#[test]
+fn without_a_socket_the_kernel_finds_another_daemon() {
+    let pod = |flags| InboundEntry {
+        flags,
+        ..InboundEntry::default()
+    };
+    let unsteered = |flags, socket| inbound::unsteered(&pod(flags), socket, Reason::Hbone);
+    for socket in [SocketKind::Outbound, SocketKind::Hbone, SocketKind::DnsTcp] {
+        assert_eq!(unsteered(0, socket), pass(Reason::Hbone));
+        assert_eq!(unsteered(SHARED, socket), refuse(Reason::NoListener));
+    }
+    let plaintext = SocketKind::InboundPlaintext;
+    assert_eq!(unsteered(0, plaintext), refuse(Reason::NoListener));
+    let passed = unsteered(PASS_ON_FAILURE, plaintext);
+    assert_eq!(passed, pass(Reason::NoListener));
 }
 
 #[test]
@@ -255,7 +352,12 @@ fn by_options() {
             80,
             pass(Reason::ExcludedNet),
         ),
-        (INCLUDED_PORTS, "10.2.0.1", 15_008, pass(Reason::Hbone)),
+        (
+            INCLUDED_PORTS,
+            "10.2.0.1",
+            15_008,
+            Decision::Steer(SocketKind::Hbone, Reason::Hbone),
+        ),
     ] {
         let arrival = arrival(src, 40_000, "10.1.0.2", port);
         let (decision, pod) = inbound::arrival(&arrival, Elsewhere::Refused, &Node::new(flags));

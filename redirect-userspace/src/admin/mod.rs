@@ -16,7 +16,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{config::AdminConfig, sys::socket, telemetry::Metrics};
 
@@ -45,31 +45,47 @@ pub struct AdminError {
     source: io::Error,
 }
 
+/// The endpoints, as tasks.
+#[derive(Default)]
+pub struct Endpoints(Vec<JoinHandle<()>>);
+
+impl Endpoints {
+    /// Leaves the ports: another daemon may have them.
+    pub async fn close(self) {
+        for task in self.0 {
+            task.abort();
+            // Cancelled, which is what was wanted.
+            let _ = task.await;
+        }
+    }
+}
+
 /// Starts the endpoints that are configured; they run as tasks of the current runtime.
 pub async fn start(
     config: &AdminConfig,
     metrics: Arc<Metrics>,
     readiness: Readiness,
-) -> Result<(), AdminError> {
+) -> Result<Endpoints, AdminError> {
+    let mut endpoints = Vec::new();
     if let Some(address) = config.metrics {
         let listener = bind(address, "metrics", "admin.metrics").await?;
-        serve(
+        endpoints.push(serve(
             listener,
             Router::new()
                 .route("/metrics", get(render))
                 .with_state(metrics),
-        );
+        ));
     }
     if let Some(address) = config.readiness {
         let listener = bind(address, "readiness", "admin.readiness").await?;
-        serve(
+        endpoints.push(serve(
             listener,
             Router::new()
                 .route("/healthz/ready", get(ready))
                 .with_state(readiness),
-        );
+        ));
     }
-    Ok(())
+    Ok(Endpoints(endpoints))
 }
 
 async fn bind(
@@ -90,12 +106,12 @@ async fn bind(
     })
 }
 
-fn serve(listener: TcpListener, router: Router) {
+fn serve(listener: TcpListener, router: Router) -> JoinHandle<()> {
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "an admin endpoint ended");
         }
-    });
+    })
 }
 
 async fn render(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {

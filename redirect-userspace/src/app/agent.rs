@@ -4,6 +4,7 @@
 //! happens in between: certificates are fetched by tasks of their own, and come back as a message.
 
 mod failing;
+mod paused;
 mod steps;
 
 use std::{
@@ -18,7 +19,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use self::failing::Failing;
+use self::{failing::Failing, paused::Other};
 use super::pods::Pods;
 use crate::{
     capture::Applied,
@@ -62,6 +63,7 @@ pub struct Running {
     task: JoinHandle<(Pods, Workers)>,
     stop: oneshot::Sender<()>,
     look: Arc<Notify>,
+    others: mpsc::UnboundedSender<Other>,
 }
 
 /// How the first round went.
@@ -90,9 +92,15 @@ pub fn start(parts: Parts, configured: Vec<Pod>) -> (Running, oneshot::Receiver<
     let (stop, stopped) = oneshot::channel();
     let (ready, first_round) = oneshot::channel();
     let look = Arc::new(Notify::new());
+    let (others, told) = mpsc::unbounded_channel();
     let task = Task::new(parts, look.clone(), ready);
-    let task = tokio::spawn(task.run(configured, stopped));
-    let running = Running { task, stop, look };
+    let task = tokio::spawn(task.run(configured, stopped, told));
+    let running = Running {
+        task,
+        stop,
+        look,
+        others,
+    };
     (running, first_round)
 }
 
@@ -119,6 +127,8 @@ struct Task {
     ),
     /// What the kernel was found to lack, when it was last asked.
     damaged: BTreeSet<PodUid>,
+    /// While another daemon takes over.
+    is_paused: bool,
 }
 
 /// A certificate has come, or not.
@@ -141,6 +151,7 @@ impl Task {
             preparing: BTreeSet::new(),
             prepared: mpsc::unbounded_channel(),
             damaged: BTreeSet::new(),
+            is_paused: false,
         }
     }
 
@@ -148,6 +159,7 @@ impl Task {
         mut self,
         configured: Vec<Pod>,
         mut stopped: oneshot::Receiver<()>,
+        mut others: mpsc::UnboundedReceiver<Other>,
     ) -> (Pods, Workers) {
         self.begin(configured).await;
         let look = self.look.clone();
@@ -155,21 +167,23 @@ impl Task {
         let mut verify = tokio::time::interval_at(Instant::now() + interval, interval);
         verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            self.tell_when_ready();
+            self.tell_when_ready().await;
             let retry = self.failing.next();
+            let is_at_work = !self.is_paused;
             let are_leaving = self.parts.pods.clean_left();
             tokio::select! {
                 // A closed channel ends the task, too.
                 _ = &mut stopped => break,
-                Some(order) = self.parts.orders.recv() => self.obey(order).await,
-                Some(prepared) = self.prepared.1.recv() => self.prepared(prepared).await,
-                () = until(retry) => {
+                Some(other) = others.recv() => self.other(other).await,
+                Some(order) = self.parts.orders.recv(), if is_at_work => self.obey(order).await,
+                Some(prepared) = self.prepared.1.recv(), if is_at_work => self.prepared(prepared).await,
+                () = until(retry), if is_at_work => {
                     let due = self.failing.due(Instant::now());
                     self.settle(due).await;
                 }
                 () = tokio::time::sleep(LEAVING), if are_leaving => {}
-                _ = verify.tick() => self.look_after(VERIFIED_AT_ONCE).await,
-                () = look.notified() => self.look_after(usize::MAX).await,
+                _ = verify.tick(), if is_at_work => self.look_after(VERIFIED_AT_ONCE).await,
+                () = look.notified(), if is_at_work => self.look_after(usize::MAX).await,
             }
         }
         (self.parts.pods, self.parts.workers)
@@ -194,11 +208,15 @@ impl Task {
         self.settle_all().await;
     }
 
-    fn tell_when_ready(&mut self) {
+    async fn tell_when_ready(&mut self) {
         if !self.preparing.is_empty() {
             return;
         }
         if let Some(ready) = self.ready.take() {
+            let accepting = self.parts.pods.accept_inherited(&self.parts.workers);
+            if let Err(error) = accepting.await {
+                tracing::error!(%error, "cannot accept where another daemon does");
+            }
             // Who does not wait any more is ending.
             _ = ready.send(FirstRound {
                 captured: self.parts.pods.count(),

@@ -1,9 +1,9 @@
-//! One daemon at a time: a locked file in the state directory.
+//! One daemon at a time: a locked file in the state directory. One that takes over from another shares the lock.
 
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Read, Seek, Write},
-    os::unix::fs::DirBuilderExt,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
 };
 
@@ -15,7 +15,8 @@ const SOCKET: &str = "agent.sock";
 
 /// Held for the daemon's lifetime; the kernel releases it however the daemon ends.
 pub struct Instance {
-    _lock: File,
+    lock: File,
+    state_dir: PathBuf,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +27,7 @@ pub enum InstanceError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("another daemon (pid {pid}) uses {}; stop it, or give this one another stateDir", path.display())]
+    #[error("another daemon (pid {pid}) uses {}; stop it, take over from it (--take-over), or give this one another stateDir", path.display())]
     Taken { pid: String, path: PathBuf },
 }
 
@@ -63,13 +64,48 @@ impl Instance {
             }
             Err(TryLockError::Error(source)) => return Err(io("lock", &path)(source)),
         }
+        let instance = Self {
+            lock,
+            state_dir: state_dir.to_owned(),
+        };
+        instance.sign()?;
+        Ok(instance)
+    }
+
+    /// Shares the lock with the daemon that gave it: it is free when both have ended.
+    pub fn inherit(state_dir: &Path, lock: OwnedFd) -> Self {
+        Self {
+            lock: lock.into(),
+            state_dir: state_dir.to_owned(),
+        }
+    }
+
+    /// The lock, for a daemon that takes over.
+    pub fn share(&self) -> Result<File, InstanceError> {
+        self.lock.try_clone().map_err(|source| InstanceError::Io {
+            call: "share",
+            path: self.state_dir.join(LOCK),
+            source,
+        })
+    }
+
+    /// Says in the file whose the directory is.
+    pub fn sign(&self) -> Result<(), InstanceError> {
+        let mut lock = &self.lock;
         let mut write = || -> io::Result<()> {
             lock.set_len(0)?;
             lock.rewind()?;
             writeln!(lock, "{}", std::process::id())
         };
-        write().map_err(io("write", &path))?;
-        Ok(Self { _lock: lock })
+        write().map_err(|source| InstanceError::Io {
+            call: "write",
+            path: self.state_dir.join(LOCK),
+            source,
+        })
+    }
+
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
     }
 }
 

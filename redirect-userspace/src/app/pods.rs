@@ -10,22 +10,22 @@ use std::{
 };
 
 mod error;
+mod inherited;
+mod joined;
 mod let_go;
 mod reassert;
 mod recorded;
 mod verify;
 
-use redirect_common::ports;
-
 pub use self::{error::PodError, recorded::clean_recorded, verify::find};
-use super::record;
+use super::{handover::Estate, record};
 use crate::{
     capture::{Applied, Capture, Delivery, Sockets},
     config::Mode,
     dns,
     pod::{Pod, PodUid},
     proxy::{
-        Listeners, PodContext, Shared, Workers, client_ip,
+        Accept, Listeners, PodContext, Shared, Workers, client_ip,
         site::{SiteId, Tenancy},
         standpoint::Standpoint,
     },
@@ -43,6 +43,11 @@ pub struct Pods {
     sites: HashMap<SiteId, Listeners>,
     /// Pods that were let go, and have connections.
     leaving: HashMap<PodUid, Leaving>,
+    /// Of the daemon from which this one takes over, until they are needed.
+    inherited: Estate,
+    is_beside_another: bool,
+    /// Pods whose DNS sockets another daemon reads too: this one does not before all pods are captured.
+    dns_later: Vec<(Arc<PodContext>, dns::Sockets)>,
 }
 
 struct Leaving {
@@ -57,8 +62,8 @@ struct Captured {
     netns: Netns,
     /// The cgroup's inode number when it was captured.
     cgroup: u64,
-    /// Whether its DNS queries are served.
-    dns: bool,
+    /// Where its DNS queries are answered, if they are.
+    dns: Option<dns::Sockets>,
 }
 
 impl Captured {
@@ -93,6 +98,9 @@ impl Pods {
             captured: HashMap::new(),
             turn: None,
             sites: HashMap::new(),
+            inherited: Estate::default(),
+            is_beside_another: false,
+            dns_later: Vec::new(),
             leaving: HashMap::new(),
         }
     }
@@ -183,10 +191,14 @@ impl Pods {
         let pod = &context.pod;
         // Where pods share a namespace, a query does not tell whose it is.
         let dns = pod.options.capture_dns && place.tenancy == Tenancy::OnePod;
-        let drain = self.shared.proxy.drain;
-        join(&context, place.site, dns, before, drain, workers).await?;
+        let dns = self
+            .join(&context, place.site, dns, before, workers)
+            .await?;
         let applied = match self.sites.get(&place.site) {
-            Some(listeners) => self.capture.apply(pod, netns, &sockets(listeners, dns)),
+            Some(listeners) => {
+                let sockets = sockets(listeners, dns.as_ref());
+                self.capture.apply(pod, netns, &sockets)
+            }
             None => unreachable!("the site was opened before its pods are added"),
         };
         let applied = match applied {
@@ -249,15 +261,23 @@ impl Pods {
         if self.sites.contains_key(&place.site) {
             return Ok(());
         }
-        let listeners =
-            Listeners::open(&place.netns, place.standpoint).map_err(|(port, source)| {
-                PodError::Listen {
-                    port,
-                    netns: place.netns.path(),
-                    source,
-                }
-            })?;
-        workers.open(place.site, place.tenancy, &listeners).await?;
+        let steered = self.capture.steers();
+        let inherited = self.inherited.sites.remove(&place.site.0);
+        let (listeners, accept) = match inherited.filter(|_| !steered) {
+            Some(inherited) => (Ok(inherited), Accept::Later),
+            None => {
+                let opened = Listeners::open(&place.netns, place.standpoint, steered);
+                (opened, Accept::Now)
+            }
+        };
+        let listeners = listeners.map_err(|(port, source)| PodError::Listen {
+            port,
+            netns: place.netns.path(),
+            source,
+        })?;
+        workers
+            .open(place.site, place.tenancy, &listeners, accept)
+            .await?;
         self.sites.insert(place.site, listeners);
         Ok(())
     }
@@ -273,54 +293,12 @@ impl Pods {
     }
 }
 
-/// Has the workers carry the pod's connections: in place of what was `before`, whose connections drain.
-async fn join(
-    context: &Arc<PodContext>,
-    site: SiteId,
-    dns: bool,
-    before: Option<Captured>,
-    drain: Duration,
-    workers: &Workers,
-) -> Result<(), PodError> {
-    let uid = &context.pod.uid;
-    let mut serves_dns = false;
-    match before {
-        Some(before) if before.asks_as(&context.pod) && before.site == site => {
-            workers.rejoin(site, context, drain).await?;
-            serves_dns = before.dns;
-        }
-        Some(before) => {
-            workers.leave(before.site, uid, drain).await?;
-            workers.join(site, context).await?;
-        }
-        None => workers.join(site, context).await?,
-    }
-    let served = match (serves_dns, dns) {
-        (false, true) => serve_dns(context, workers).await,
-        (true, false) => workers.end_dns(uid).await.map_err(Into::into),
-        _ => Ok(()),
-    };
-    if served.is_err() {
-        workers.leave(site, uid, Duration::ZERO).await?;
-    }
-    served
-}
-
-async fn serve_dns(context: &Arc<PodContext>, workers: &Workers) -> Result<(), PodError> {
-    let sockets = dns::Sockets::open(&context.netns).map_err(|source| PodError::Listen {
-        port: ports::DNS,
-        netns: context.netns.path(),
-        source,
-    })?;
-    Ok(workers.serve_dns(context, sockets).await?)
-}
-
-fn sockets(listeners: &Listeners, dns: bool) -> Sockets<'_> {
+fn sockets<'a>(listeners: &'a Listeners, dns: Option<&'a dns::Sockets>) -> Sockets<'a> {
     Sockets {
         outbound: listeners.outbound.as_fd(),
         inbound_plaintext: listeners.inbound_plaintext.as_fd(),
         hbone: listeners.hbone.as_fd(),
-        dns,
+        dns: dns.map(|sockets| sockets.tcp.as_fd()),
     }
 }
 

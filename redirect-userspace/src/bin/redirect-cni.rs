@@ -1,6 +1,9 @@
 //! The CNI plugin `redirect-cni`: see `redirect::cni::plugin`.
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use redirect::cni::plugin::{self, Environment};
 
@@ -16,8 +19,9 @@ fn main() -> ExitCode {
         args: variable("CNI_ARGS"),
     };
     let outcome = plugin::run(&environment, io::stdin().lock());
-    print!("{}", outcome.stdout);
-    match outcome.success {
+    // A runtime that does not read the result has not got it.
+    let written = io::stdout().write_all(outcome.stdout.as_bytes());
+    match outcome.success && written.is_ok() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }

@@ -89,6 +89,23 @@ pub trait Capture: Send {
         Delivery::Addressed
     }
 
+    /// Whether it says which of several listeners on a port gets a connection (where it captures inside of pods).
+    fn steers(&self) -> bool {
+        false
+    }
+
+    /// Another daemon, whose cgroup this is, captured these pods until now, and goes on with the connections that it has until
+    /// [`settle`](Self::settle): neither's are captured. Called before any pod is applied.
+    fn succeed(&mut self, predecessor: &Path) -> Result<(), CaptureError> {
+        let _ = predecessor;
+        Ok(())
+    }
+
+    /// No other daemon runs on this node any more: what was done for one goes.
+    fn settle(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
     /// Begins what goes on beside the pods: to log decisions, where the configuration asks for it, and to follow changes on the
     /// node. Called once, inside the daemon's runtime.
     fn start(&mut self) {}
@@ -109,8 +126,8 @@ pub struct Sockets<'a> {
     pub outbound: BorrowedFd<'a>,
     pub inbound_plaintext: BorrowedFd<'a>,
     pub hbone: BorrowedFd<'a>,
-    /// Whether the proxy answers DNS queries there, by UDP and TCP: then, and only then, they are captured.
-    pub dns: bool,
+    /// Where the proxy answers DNS queries by TCP, if it does: then, and only then, they are captured, those by UDP too.
+    pub dns: Option<BorrowedFd<'a>>,
 }
 
 /// Reads how often each verdict was given, and why.

@@ -16,11 +16,19 @@ use crate::{
 ///
 /// Flags win over environment variables (REDIRECT_NODE, REDIRECT_TRUST_DOMAIN, REDIRECT_CLUSTER_ID, REDIRECT_NETWORK,
 /// REDIRECT_WORKERS, REDIRECT_STATE_DIR, REDIRECT_WORKLOADS, REDIRECT_LOG, REDIRECT_LOG_FORMAT), and these over the file.
+///
+/// A supervisor that names a socket in NOTIFY_SOCKET (systemd: `Type=notify`) is told when the daemon is ready and when it drains.
 #[derive(Debug, Args)]
 pub struct Run {
     /// The configuration file: TOML if it ends in .toml, else YAML
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Take over from the daemon that runs with the same state directory, if one does
+    ///
+    /// New connections come to this one from then on; the other finishes those that it has, until its drain limit, and ends. If
+    /// this one does not become ready, the other goes on.
+    #[arg(long)]
+    take_over: bool,
     #[command(flatten)]
     pub(super) flags: RunFlags,
 }
@@ -72,7 +80,17 @@ impl RunFlags {
 impl Run {
     pub(super) fn execute(self, host: &Host) -> anyhow::Result<ExitCode> {
         let config = Config::load(&self.config, host, &self.flags.resolve())?;
-        app::run(config)?;
+        let supervisor = app::Supervisor {
+            socket: std::env::var_os("NOTIFY_SOCKET"),
+        };
+        let take_over = self.take_over;
+        app::run(
+            config,
+            app::Start {
+                take_over,
+                supervisor,
+            },
+        )?;
         Ok(ExitCode::SUCCESS)
     }
 }

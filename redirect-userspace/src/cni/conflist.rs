@@ -8,6 +8,9 @@ use std::{ops::Range, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+/// Versions of the specification that the plugin speaks.
+pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
 /// The plugin's name: `type` of its entry, and the file name of its binary.
 pub const PLUGIN: &str = "redirect-cni";
 
@@ -45,6 +48,8 @@ pub enum ConflistError {
     Empty,
     #[error("plugin {0} of the list has no `type`")]
     NoType(usize),
+    #[error("its cniVersion is none that {PLUGIN} speaks: {VERSIONS:?}")]
+    Version,
     #[error("{0} is the only plugin of the list: there is no network to be chained to")]
     Alone(&'static str),
 }
@@ -54,6 +59,15 @@ pub enum ConflistError {
 struct List<'a> {
     #[serde(borrow)]
     plugins: Vec<&'a RawValue>,
+}
+
+/// Which versions of the specification a list may be run with: a runtime takes the highest that it knows.
+#[derive(Deserialize)]
+struct Versions {
+    #[serde(rename = "cniVersion", default)]
+    one: Option<String>,
+    #[serde(rename = "cniVersions", default)]
+    several: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -74,6 +88,15 @@ struct Single {
 
 /// The list with `entry` as its last plugin, and no other entry of ours. `None` if it is like that already.
 pub fn insert(list: &str, entry: &Entry) -> Result<Option<String>, ConflistError> {
+    let Versions { one, several } = serde_json::from_str(list)?;
+    // With another one no pod would start.
+    if !several
+        .iter()
+        .chain(&one)
+        .any(|version| VERSIONS.contains(&version.as_str()))
+    {
+        return Err(ConflistError::Version);
+    }
     if is_installed(list, entry)? {
         return Ok(None);
     }
@@ -220,7 +243,8 @@ mod tests {
 
     #[test]
     fn an_older_entry_of_ours_is_replaced_wherever_it_is() {
-        let list = |plugins: &str| format!(r#"{{"name":"n","plugins":[{plugins}]}}"#);
+        let list =
+            |plugins: &str| format!(r#"{{"cniVersion":"1.0.0","name":"n","plugins":[{plugins}]}}"#);
         let ours = serde_json::to_string(&entry()).unwrap();
         let old = r#"{"type":"redirect-cni","socket":"/old"}"#;
         let bridge = r#"{"type":"bridge"}"#;
@@ -250,22 +274,30 @@ mod tests {
     #[test]
     fn what_is_broken_is_left_alone_and_said() {
         for (text, expected) in [
+            (
+                r#"{"name":"n","plugins":[{"type":"a"}]}"#,
+                "cniVersion is none",
+            ),
+            (
+                r#"{"cniVersion":"0.2.0","plugins":[{"type":"a"}]}"#,
+                "cniVersion is none",
+            ),
             ("", "not a CNI network configuration"),
             ("{", "not a CNI network configuration"),
             ("[]", "not a CNI network configuration"),
-            (r#"{"name":"n"}"#, "missing field `plugins`"),
-            (r#"{"name":"n","plugins":{}}"#, "invalid type"),
-            (r#"{"name":"n","plugins":[]}"#, "no plugins"),
+            (r#"{"cniVersion":"1.1.0"}"#, "missing field `plugins`"),
+            (r#"{"cniVersion":"1.1.0","plugins":{}}"#, "invalid type"),
+            (r#"{"cniVersion":"1.1.0","plugins":[]}"#, "no plugins"),
             (
-                r#"{"name":"n","plugins":[{"a":1}]}"#,
+                r#"{"cniVersion":"1.1.0","plugins":[{"a":1}]}"#,
                 "plugin 0 of the list has no `type`",
             ),
             (
-                r#"{"plugins":[{"type":"a"}],"plugins":[]}"#,
+                r#"{"cniVersions":["0.2.0","1.0.0"],"plugins":[{"type":"a"}],"plugins":[]}"#,
                 "duplicate field",
             ),
             (
-                r#"{"name":"n","plugins":[{"type":"redirect-cni"}]}"#,
+                r#"{"cniVersion":"1.1.0","plugins":[{"type":"redirect-cni"}]}"#,
                 "only plugin",
             ),
         ] {
@@ -293,7 +325,7 @@ mod tests {
                 })
                 .collect();
             let list = format!(
-                "{}{{\"name\":\"n\",{}\"plugins\":[{}],\"z\":[{{}}]{}}}",
+                "{}{{\"cniVersion\":\"0.3.1\",\"name\":\"n\",{}\"plugins\":[{}],\"z\":[{{}}]{}}}",
                 gaps.0, gaps.1, plugins.join(","), gaps.2
             );
             let with = insert(&list, &entry()).unwrap().unwrap();

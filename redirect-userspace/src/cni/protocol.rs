@@ -24,7 +24,11 @@ pub enum Request {
     Del { container_id: String },
     /// Only these sandboxes are still there; whatever else is known of may go.
     #[serde(rename_all = "camelCase")]
-    Gc { container_ids: Vec<String> },
+    Gc {
+        /// Only of this network: others' sandboxes are not told of here.
+        network: String,
+        container_ids: Vec<String>,
+    },
     /// Whether pods can be added now.
     Status,
     /// `redirect pod add`: an entry as the configuration's `pods` has them.
@@ -41,6 +45,9 @@ pub enum Request {
 pub struct Attachment {
     pub container_id: String,
     pub netns: PathBuf,
+    /// The name of the network configuration that it was made by.
+    #[serde(default)]
+    pub network: String,
     /// As Kubernetes calls the pod; `None` where the runtime is not Kubernetes'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodName>,

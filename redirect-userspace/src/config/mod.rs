@@ -194,6 +194,8 @@ pub struct CaptureConfig {
     pub probers: ProberCgroups,
     /// A bpffs mount, or a directory where one is mounted if it is missing. Pins go to a folder of ours below it.
     pub bpffs: PathBuf,
+    /// The version of the pins below it: daemons of one version go on with each other's maps, others replace them.
+    pub abi: u32,
     /// Whether to mount one there if there is none. Not in a container: pins would be gone with it, and capture with them.
     pub mount_bpffs: bool,
     /// The cgroup v2 directory that the daemon moves itself to; `None` means: keep its own if it is alone there, else make one.

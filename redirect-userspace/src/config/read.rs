@@ -169,6 +169,12 @@ impl Reader<'_> {
         let bpffs = f
             .optional("bpffs")
             .map_or(Some("/sys/fs/bpf".into()), |node| absolute(&node));
+        // To try an upgrade between two versions with one build, and to go back to a build whose number was wrong.
+        let abi = f
+            .optional("abi")
+            .map_or(Some(redirect_common::ABI_VERSION), |node| {
+                node.integer(1..=u32::MAX)
+            });
         let mount_bpffs = boolean(f, "mountBpffs", true);
         let cgroup = f.optional("cgroup").and_then(|node| absolute(&node));
         let exempt_uid = f.optional("exemptUid").and_then(|node| {
@@ -190,6 +196,7 @@ impl Reader<'_> {
             leak_guard,
             probers: probers?,
             bpffs: bpffs?,
+            abi: abi?,
             mount_bpffs,
             cgroup,
             exempt_uid,

@@ -64,6 +64,7 @@ fn the_defaults_are_those_of_the_manual() {
             leak_guard: true,
             probers: ProberCgroups::Auto,
             bpffs: "/sys/fs/bpf".into(),
+            abi: redirect_common::ABI_VERSION,
             mount_bpffs: true,
             cgroup: None,
             exempt_uid: None,
@@ -123,7 +124,7 @@ network: net-1
 workers: 3
 stateDir: /run/other
 workloads: /etc/w.yaml
-capture: {backend: none, iptables: legacy, bpffs: /bpf, mountBpffs: false, cgroup: /cg/me, events: true, detachOnExit: true, verifyInterval: 1m,
+capture: {backend: none, iptables: legacy, bpffs: /bpf, mountBpffs: false, abi: 7, cgroup: /cg/me, events: true, detachOnExit: true, verifyInterval: 1m,
   probes: {cgroups: [/cg/kubelet]}}
 proxy: {hold: 0s, connectTimeout: 500ms, drain: 2m, maxConnectionsPerPod: 10}
 hbone: {streamWindow: 64KiB, maxStreamsPerTunnel: 7, maxTunnelsPerPeer: 8, maxInboundTunnels: 9, maxHandshakesPerSource: 10,
@@ -174,6 +175,7 @@ fn every_field_is_read() {
         leak_guard: true,
         probers: ProberCgroups::Paths(vec!["/cg/kubelet".into()]),
         bpffs: "/bpf".into(),
+        abi: 7,
         mount_bpffs: false,
         cgroup: Some("/cg/me".into()),
         exempt_uid: None,

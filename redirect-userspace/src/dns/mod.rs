@@ -68,12 +68,39 @@ pub struct Sockets {
 
 impl Sockets {
     /// Opens both inside `netns`.
-    pub fn open(netns: &Netns) -> io::Result<Self> {
+    pub fn open(netns: &Netns, steered: bool) -> io::Result<Self> {
         Ok(Self {
             udp: datagram::listen(netns, ports::DNS)?,
-            tcp: socket::listen(netns, ports::DNS, socket::ListenOptions::default())?,
+            tcp: listen(netns, steered)?,
         })
     }
+
+    /// Goes on with those of another daemon: both receive, until that one stops. Where capture says which of several listeners
+    /// gets a connection, the one for TCP is a new one (see `proxy::Listeners::open`).
+    pub fn inherit(self, netns: &Netns, steered: bool) -> io::Result<Self> {
+        Ok(match steered {
+            true => Self {
+                tcp: listen(netns, steered)?,
+                ..self
+            },
+            false => self,
+        })
+    }
+
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            udp: self.udp.try_clone()?,
+            tcp: self.tcp.try_clone()?,
+        })
+    }
+}
+
+fn listen(netns: &Netns, steered: bool) -> io::Result<std::net::TcpListener> {
+    let options = socket::ListenOptions {
+        beside_others: steered,
+        ..socket::ListenOptions::default()
+    };
+    socket::listen(netns, ports::DNS, options)
 }
 
 /// How a query came, and how it is passed on.

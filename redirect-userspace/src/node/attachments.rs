@@ -164,6 +164,7 @@ mod tests {
             attachment: Attachment {
                 container_id: id.into(),
                 netns: "/run/netns/a".into(),
+                network: "n".into(),
                 pod: pod.map(|name| PodName {
                     namespace: "shop".into(),
                     name: name.into(),

@@ -90,7 +90,10 @@ impl Requests {
             Request::Add(attachment) => self.0.cni_add(attachment).await,
             Request::Check(attachment) => self.0.cni_check(&attachment).await,
             Request::Del { container_id } => self.0.cni_del(&container_id).await,
-            Request::Gc { container_ids } => self.0.cni_gc(&container_ids).await,
+            Request::Gc {
+                network,
+                container_ids,
+            } => self.0.cni_gc(&network, &container_ids).await,
             Request::Status => self.0.status().await,
             Request::PodAdd { pod } => self.0.pod_add(&pod).await,
             Request::PodRemove { uid } => self.0.pod_remove(PodUid::new(uid)).await,

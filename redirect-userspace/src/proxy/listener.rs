@@ -9,7 +9,10 @@ use tokio::{
 };
 
 use super::standpoint::Standpoint;
-use crate::sys::{netns::Netns, socket};
+use crate::sys::{
+    netns::Netns,
+    socket::{self, ListenOptions},
+};
 
 /// The listening sockets of a site. All workers accept on clones of the same sockets.
 pub struct Listeners {
@@ -19,10 +22,19 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Listens inside `netns`; an error names the port.
-    pub fn open(netns: &Netns, standpoint: Standpoint) -> Result<Self, (u16, io::Error)> {
+    /// Listens inside `netns`; an error names the port. `steered`: capture says which daemon's listeners get a connection, so
+    /// that those of two can be beside each other.
+    pub fn open(
+        netns: &Netns,
+        standpoint: Standpoint,
+        steered: bool,
+    ) -> Result<Self, (u16, io::Error)> {
         let listen = |port| {
-            socket::listen(netns, port, standpoint.listening(port)).map_err(|error| (port, error))
+            let options = ListenOptions {
+                beside_others: steered,
+                ..standpoint.listening(port)
+            };
+            socket::listen(netns, port, options).map_err(|error| (port, error))
         };
         Ok(Self {
             outbound: listen(ports::OUTBOUND)?,

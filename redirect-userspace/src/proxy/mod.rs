@@ -33,7 +33,7 @@ use http::HeaderValue;
 use tokio::net::TcpStream;
 
 pub use listener::Listeners;
-pub use worker::{Workers, WorkersError};
+pub use worker::{Accept, Workers, WorkersError};
 
 use standpoint::Standpoint;
 

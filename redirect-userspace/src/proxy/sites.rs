@@ -13,7 +13,7 @@ use super::{
     outbound,
     running_pod::RunningPod,
     site::{Members, SiteId, Tenancy},
-    worker::{Command, Worker},
+    worker::{Accept, Command, Worker},
 };
 use crate::{dns, pod::PodUid};
 
@@ -74,10 +74,11 @@ impl Sites {
     fn obey(&mut self, command: Command) -> io::Result<Vec<Stop>> {
         let mut ending = Vec::new();
         match command {
-            Command::Open(id, tenancy, listeners) => {
-                let site = OpenSite::open(&self.worker, tenancy, listeners)?;
+            Command::Open(id, tenancy, listeners, accept) => {
+                let site = OpenSite::open(&self.worker, tenancy, listeners, accept)?;
                 self.open.insert(id, site);
             }
+            Command::AcceptAll => self.open.values_mut().for_each(|site| site.waits = None),
             Command::Join(id, context) => {
                 let site = self.open.get(&id).ok_or(io::ErrorKind::NotFound)?;
                 let pod = Rc::new(RunningPod::new(context));
@@ -108,6 +109,7 @@ impl Sites {
                 self.worker.pool.remove(&uid);
             }
             Command::Close(id) => ending.extend(self.open.remove(&id).map(|site| site.stop)),
+            Command::LeaveDns => ending.extend(self.dns.drain().map(|(_, stop)| stop)),
             Command::EndDns(uid) => ending.extend(self.dns.remove(&uid)),
             Command::ServeDns(context, sockets) => {
                 let stop = watch::Sender::new(false);
@@ -145,26 +147,52 @@ struct OpenSite {
     members: SiteMembers,
     /// Dropped with the site, which stops its accept loops.
     stop: Stop,
+    /// Dropped when its accept loops are to begin.
+    waits: Option<watch::Sender<()>>,
 }
 
 impl OpenSite {
-    fn open(worker: &Rc<Worker>, tenancy: Tenancy, listeners: Listeners) -> io::Result<Self> {
+    fn open(
+        worker: &Rc<Worker>,
+        tenancy: Tenancy,
+        listeners: Listeners,
+        accept: Accept,
+    ) -> io::Result<Self> {
         let outbound = TcpListener::from_std(listeners.outbound)?;
         let plaintext = TcpListener::from_std(listeners.inbound_plaintext)?;
         let hbone = TcpListener::from_std(listeners.hbone)?;
         let members: SiteMembers = Rc::new(RefCell::new(Members::new(tenancy)));
         let stop = watch::Sender::new(false);
+        let waits = (accept == Accept::Later).then(|| watch::Sender::new(()));
         let accept = |listener, handle: fn(&Rc<Worker>, &SiteMembers, TcpStream, SocketAddr)| {
             let (worker, members) = (worker.clone(), members.clone());
-            tokio::task::spawn_local(accept_loop(
-                listener,
+            let accepting = accept_loop(listener, stop.subscribe(), move |stream, client| {
+                handle(&worker, &members, stream, client);
+            });
+            let (mut stop, waits) = (
                 stop.subscribe(),
-                move |stream, client| handle(&worker, &members, stream, client),
-            ));
+                waits.as_ref().map(watch::Sender::subscribe),
+            );
+            tokio::task::spawn_local(async move {
+                if let Some(mut waits) = waits {
+                    tokio::select! {
+                        biased;
+                        _ = stop.changed() => return,
+                        // Its sender is gone.
+                        _ = waits.changed() => {}
+                    }
+                }
+                drop(stop);
+                accepting.await;
+            });
         };
         accept(outbound, outbound::accepted);
         accept(plaintext, inbound_plaintext::accepted);
         accept(hbone, inbound::accepted);
-        Ok(Self { members, stop })
+        Ok(Self {
+            members,
+            stop,
+            waits,
+        })
     }
 }

@@ -31,6 +31,7 @@ impl Standpoint {
                     ports::OUTBOUND => mark::TO_POD,
                     _ => mark::AS_POD,
                 }),
+                beside_others: false,
             },
         }
     }

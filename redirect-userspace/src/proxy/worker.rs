@@ -60,14 +60,24 @@ pub enum WorkersError {
     Ended(usize),
 }
 
+/// When connections are taken from listeners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accept {
+    Now,
+    /// At [`Workers::accept_all`]: another daemon accepts on the same sockets, and knows all pods.
+    Later,
+}
+
 /// What a worker is told; it answers when it is done.
 pub(super) enum Command {
-    Open(SiteId, Tenancy, Listeners),
+    Open(SiteId, Tenancy, Listeners, Accept),
+    AcceptAll,
     Join(SiteId, Arc<PodContext>),
     Rejoin(SiteId, Arc<PodContext>, Duration),
     Leave(SiteId, PodUid, Duration),
     Close(SiteId),
     ServeDns(Arc<PodContext>, dns::Sockets),
+    LeaveDns,
     EndDns(PodUid),
 }
 
@@ -95,12 +105,13 @@ impl Workers {
         })
     }
 
-    /// Starts to accept on the listeners, on every worker. Until pods join, connections are reset.
+    /// Starts to accept on the listeners, on every worker, now or later. Until pods join, connections are reset.
     pub async fn open(
         &self,
         site: SiteId,
         tenancy: Tenancy,
         listeners: &Listeners,
+        accept: Accept,
     ) -> Result<(), WorkersError> {
         let clones: Result<Vec<_>, _> = self
             .commands
@@ -108,8 +119,13 @@ impl Workers {
             .map(|_| listeners.try_clone())
             .collect();
         let mut clones = clones.map_err(WorkersError::Clone)?.into_iter();
-        self.tell(|| Some(Command::Open(site, tenancy, clones.next()?)))
+        self.tell(|| Some(Command::Open(site, tenancy, clones.next()?, accept)))
             .await
+    }
+
+    /// Starts to accept wherever that was left for later.
+    pub async fn accept_all(&self) -> Result<(), WorkersError> {
+        self.tell(|| Some(Command::AcceptAll)).await
     }
 
     /// From now on the pod's connections are carried.
@@ -155,6 +171,11 @@ impl Workers {
         let turn = self.dns.fetch_add(1, Ordering::Relaxed) % self.commands.len();
         let mut command = Some(Command::ServeDns(context.clone(), sockets));
         self.tell_some(turn..turn + 1, || command.take()).await
+    }
+
+    /// Leaves new DNS queries to another daemon that has the same sockets. Those that were received are answered.
+    pub async fn leave_dns(&self) -> Result<(), WorkersError> {
+        self.tell(|| Some(Command::LeaveDns)).await
     }
 
     /// Answers the pod's DNS queries no longer.

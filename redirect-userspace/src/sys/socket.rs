@@ -38,12 +38,14 @@ pub struct ListenOptions {
     pub transparent: bool,
     /// Firewall mark of all packets, also of those of accepted sockets (`SO_MARK`).
     pub mark: Option<u32>,
+    /// Another daemon of ours may listen beside this one (`SO_REUSEPORT`), and capture says which of the two gets a connection.
+    pub beside_others: bool,
 }
 
 /// A listener on all addresses of `netns`: dual stack, or IPv4 alone where IPv6 is switched off.
 ///
-/// Accepted sockets inherit `TCP_NODELAY` and keepalive. One listener serves all workers: the members of an `SO_REUSEPORT`
-/// group could be joined by any process of the same uid in the pod, which would then take its share of the connections.
+/// Accepted sockets inherit `TCP_NODELAY` and keepalive. One listener serves all workers: an `SO_REUSEPORT` group could be joined
+/// by any process of the same uid in the pod, which would then take its share of the connections, unless capture steers them.
 pub fn listen(
     netns: &Netns,
     port: u16,
@@ -84,6 +86,7 @@ fn listener(
     }
     // Lets a restarted daemon listen while connections of the last one are in TIME_WAIT.
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(options.beside_others)?;
     socket.set_tcp_nodelay(true)?;
     keepalive(&SockRef::from(&socket))?;
     if options.transparent {

@@ -48,12 +48,14 @@ pub enum Group {
     Backends,
     /// DNS queries through the proxy, and past it.
     Dns,
+    /// The start of a pod through CNI, with our plugin and without.
+    Cni,
 }
 
 impl Group {
     /// Whether it is part of the table with all variants.
     pub fn is_of_variants(self) -> bool {
-        !matches!(self, Self::Backends | Self::Dns)
+        !matches!(self, Self::Backends | Self::Dns | Self::Cni)
     }
 }
 

@@ -8,6 +8,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Result, ensure};
 
 mod apps;
+mod cni;
 mod connect;
 mod cpu;
 mod dns;
@@ -105,6 +106,9 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if options.wants(Group::Backends) || options.wants(Group::Dns) {
         report.insert("ways".to_owned(), ways::run(options, &mut quiet)?);
+    }
+    if options.wants(Group::Cni) {
+        report.insert("cni".to_owned(), cni::run(options, &mut quiet)?);
     }
     report::write_json(report.into(), options)
 }

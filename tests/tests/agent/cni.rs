@@ -25,6 +25,7 @@ fn attachment(container: &str, pod: &Pod) -> Attachment {
     Attachment {
         container_id: container.to_owned(),
         netns: pod.netns().path(),
+        network: "n".to_owned(),
         pod: Some(PodName {
             namespace: "default".to_owned(),
             name: pod.name().to_owned(),
@@ -102,8 +103,14 @@ fn what_the_runtime_does_not_know_any_more_is_let_go() {
     let other = stage.node.pod("other");
     stage.done(Request::Add(attachment("one", &stage.client)));
     stage.done(Request::Add(attachment("two", &other)));
-    let container_ids = vec!["two".to_owned()];
-    stage.done(Request::Gc { container_ids });
+    let gc = |network: &str, container: &str| Request::Gc {
+        network: network.to_owned(),
+        container_ids: vec![container.to_owned()],
+    };
+    // Another network's runtime knows none of these.
+    stage.done(gc("other", "x"));
+    assert_eq!(stage.fate_of(&other), Fate::Captured);
+    stage.done(gc("n", "two"));
     assert_eq!(stage.uids(), [uid(&other)]);
     assert_eq!(stage.fate(), Fate::Direct);
     assert_eq!(stage.fate_of(&other), Fate::Captured);

@@ -218,7 +218,7 @@ pub fn apply(capture: &mut EbpfCapture, pod: &Pod, netns: &Netns) -> Result<Appl
         outbound: listener.as_fd(),
         inbound_plaintext: listener.as_fd(),
         hbone: listener.as_fd(),
-        dns: false,
+        dns: None,
     };
     capture.apply(pod, netns, &sockets)
 }
@@ -237,11 +237,13 @@ pub fn load_with(bpffs: &Path, cgroup: &Path, probers: Vec<PathBuf>) -> EbpfCapt
         leak_guard: false,
         probers: ProberCgroups::Paths(probers),
         bpffs: bpffs.to_owned(),
+        mount_bpffs: false,
         cgroup: None,
         exempt_uid: None,
         events: false,
         detach_on_exit: false,
         verify_interval: std::time::Duration::from_secs(10),
+        abi: redirect_common::ABI_VERSION,
     };
     EbpfCapture::load(&config, cgroup).expect("load the programs")
 }
@@ -308,7 +310,7 @@ impl Proxies {
             outbound: self.outbound.listener.as_fd(),
             inbound_plaintext: self.inbound_plaintext.listener.as_fd(),
             hbone: self.hbone.listener.as_fd(),
-            dns: false,
+            dns: None,
         }
     }
 }

@@ -174,7 +174,7 @@ fn by_a_filter() {
         outbound: listener.as_fd(),
         inbound_plaintext: listener.as_fd(),
         hbone: listener.as_fd(),
-        dns: false,
+        dns: None,
     };
     let apply = |capture: &mut EbpfCapture| {
         capture
@@ -256,10 +256,12 @@ fn config(daemon: &redirect_tests::DaemonSpec) -> CaptureConfig {
         probers: ProberCgroups::Paths(Vec::new()),
         exempt_uid: None,
         bpffs: daemon.bpffs(),
+        mount_bpffs: false,
         cgroup: None,
         events: false,
         detach_on_exit: false,
         verify_interval: std::time::Duration::from_secs(10),
+        abi: redirect_common::ABI_VERSION,
     }
 }
 

@@ -27,7 +27,6 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $agent := dict "socket" "/run/redirect/agent.sock" "host" $host "kubernetes" $kubernetes -}}
 {{- $identity := dict "source" .Values.identity.source "dir" "/etc/redirect/identity" -}}
 {{- $admin := dict "metrics" (printf "[::]:%v" .Values.metrics.port) "readiness" (printf "127.0.0.1:%v" .Values.readiness.port) -}}
-{{- $log := dict "filter" .Values.log "format" .Values.logFormat -}}
 {{- $config := dict
     "trustDomain" .Values.trustDomain
     "clusterId" .Values.clusterId
@@ -37,7 +36,6 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
     "proxy" (dict "drain" (printf "%vs" .Values.drainSeconds))
     "identity" $identity
     "admin" $admin
-    "log" $log
     "agent" $agent -}}
 {{- if not .Values.workloadsFromKubernetes -}}
 {{- $_ := set $config "workloads" "/etc/redirect/workloads/workloads.yaml" -}}

@@ -45,7 +45,8 @@ impl Task {
                 actual.insert(uid.clone(), is);
             }
         }
-        let is_complete = self.wishes.has_heard(&self.parts.sources);
+        let is_complete =
+            self.wishes.has_heard(&self.parts.sources) && !self.parts.pods.is_beside_another();
         for step in reconcile(&desired, &actual, is_complete) {
             self.take(step, &desired).await;
         }

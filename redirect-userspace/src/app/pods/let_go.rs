@@ -17,7 +17,7 @@ impl Pods {
     /// Lets go of a pod: connections that it makes from now on are as before capture. Those that we carry may go on for as long
     /// as `drain`, and are then reset; [`clean_left`](Self::clean_left) takes away what they needed.
     pub async fn remove(&mut self, uid: &PodUid, drain: Duration, workers: &Workers) {
-        let Some(captured) = self.captured.remove(uid) else {
+        let Some(mut captured) = self.captured.remove(uid) else {
             self.clean(uid);
             return;
         };
@@ -32,6 +32,8 @@ impl Pods {
             }
             Err(error) => tracing::error!(pod = %uid, error, "not wholly let go"),
         }
+        // Its queries are not captured any more.
+        captured.dns = None;
         let until = Instant::now() + drain;
         self.leaving
             .insert(uid.clone(), Leaving { captured, until });

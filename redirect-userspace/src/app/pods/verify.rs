@@ -47,7 +47,7 @@ impl Pods {
         let Some(listeners) = self.sites.get(&captured.site) else {
             return Ok(());
         };
-        let sockets = sockets(listeners, captured.dns);
+        let sockets = sockets(listeners, captured.dns.as_ref());
         let applied = self
             .capture
             .apply(&captured.context.pod, &captured.netns, &sockets);

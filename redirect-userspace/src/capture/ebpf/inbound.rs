@@ -65,11 +65,15 @@ impl Inbound {
         sockets: &Sockets<'_>,
     ) -> Result<(), CaptureError> {
         let (netns_cookie, ips) = (subject.netns_cookie, &subject.ips);
+        let dns = sockets.dns.map(|socket| (SocketKind::DnsTcp, socket));
         for (kind, socket) in [
             (SocketKind::Outbound, sockets.outbound),
             (SocketKind::InboundPlaintext, sockets.inbound_plaintext),
             (SocketKind::Hbone, sockets.hbone),
-        ] {
+        ]
+        .into_iter()
+        .chain(dns)
+        {
             for number in [numbers.pod, numbers.namespace] {
                 self.steer(kind, number, socket)?;
             }

@@ -154,15 +154,14 @@ pub fn attach_pod(
     Ok(Applied::Attached)
 }
 
-/// Attaches the proxy's programs to the daemon's cgroup; those of earlier daemons' cgroups go.
+/// Attaches the proxy's programs to the daemon's cgroup.
 pub fn attach_proxy(
     programs: &Programs,
     pins: &Pins,
     cgroup: &Cgroup,
     hooks: &[Hook],
 ) -> Result<(), CaptureError> {
-    attach_in(programs, &pins.proxy(cgroup.id), cgroup, hooks)?;
-    pins.remove_other_proxies(cgroup.id)
+    attach_in(programs, &pins.proxy(cgroup.id), cgroup, hooks)
 }
 
 /// Attaches the programs for whoever probes pods; those of cgroups that are not among `cgroups` go.

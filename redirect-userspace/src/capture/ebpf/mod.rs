@@ -22,6 +22,7 @@ use self::{
     prober::Prober,
     resolver::{AcceptedSockets, PodNumbers},
     subject::Subject,
+    succession::{inherit, remove_orphans},
     tables::{Numbers, Tables},
 };
 use super::{Applied, Capture, CaptureError, Repair, Sockets, VerdictCounters, older};
@@ -53,6 +54,7 @@ mod resolver;
 mod route;
 mod sharers;
 mod subject;
+mod succession;
 mod tables;
 
 /// Names of captured pods by the cookie of their network namespace, for events.
@@ -62,6 +64,8 @@ pub struct EbpfCapture {
     object: Object,
     /// The daemon's.
     own: Cgroup,
+    /// That of the daemon from which this one takes over, while it runs.
+    predecessor: Option<Cgroup>,
     pins: Pins,
     tables: Tables,
     inbound: Inbound,
@@ -92,7 +96,7 @@ impl Here {
         Self {
             pod: subject.pod.clone(),
             netns: subject.netns.clone(),
-            dns: sockets.dns,
+            dns: sockets.dns.is_some(),
         }
     }
 }
@@ -107,7 +111,8 @@ impl EbpfCapture {
         if mounted {
             tracing::info!(path = %config.bpffs.display(), "mounted a BPF file system");
         }
-        let pins = Pins::create(&config.bpffs)?;
+        let pins = Pins::create(&config.bpffs, config.abi)?;
+        inherit(&pins)?;
         let mut object = Object::load(&pins)?;
         let mut tables = Tables::open(&mut object)?;
         tables.configure(config.events)?;
@@ -121,7 +126,7 @@ impl EbpfCapture {
         let dns = Arc::new(DnsMap::open(&pins.map(names::DNS))?);
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         let own = Cgroup::open(cgroup)?;
-        tables.set_proxy(own.id)?;
+        tables.add_proxy(own.id)?;
         if config.mode == Mode::Dedicated {
             tables.exempt_dedicated(own.id)?;
         }
@@ -135,6 +140,7 @@ impl EbpfCapture {
         Ok(Self {
             object,
             own,
+            predecessor: None,
             pins,
             prober: Some(prober),
             tables,
@@ -184,7 +190,7 @@ impl EbpfCapture {
         let sources = self.sources(subject.netns, &subject.pod.uid, &subject.pod.ips);
         route::add(subject.netns, &sources)?;
         reserved::add(subject.netns)?;
-        let numbers = self.tell(subject, sockets.dns)?;
+        let numbers = self.tell(subject, sockets.dns.is_some())?;
         self.numbers.insert(numbers.pod, &subject.pod.uid);
         self.inbound.add(numbers, subject, sockets)
     }
@@ -280,10 +286,10 @@ impl Capture for EbpfCapture {
         netns: &Netns,
         sockets: &Sockets<'_>,
     ) -> Result<Applied, CaptureError> {
-        let subject = Subject::find(pod, netns, &self.own)?;
+        let subject = Subject::find(pod, netns, &self.own, self.predecessor.as_ref())?;
         let netns_cookie = subject.netns_cookie;
         self.check_addresses(&subject)?;
-        let is_new = !self.tables.has(&subject);
+        let is_new = !self.tables.has(&subject) && !self.pins.has_other_version(&pod.uid)?;
         let prepared = self.prepare(&subject, sockets);
         let applied = prepared.and_then(|()| self.attach(&subject));
         if applied.is_err() && is_new {
@@ -315,6 +321,9 @@ impl Capture for EbpfCapture {
         let stays = |old: &Place| pod.cgroup_only.is_none() && old.netns_cookie == netns_cookie;
         for old in left.into_iter().filter(|old| !stays(old)) {
             self.forget(old)?;
+        }
+        if self.predecessor.is_none() {
+            self.pins.remove_other_versions()?;
         }
         if pod.cgroup_only.is_none() {
             self.names
@@ -350,7 +359,7 @@ impl Capture for EbpfCapture {
     }
 
     fn inspect(&self) -> Result<Vec<PodUid>, CaptureError> {
-        self.pins.pods()
+        self.pins.pods_of_all_versions()
     }
 
     fn resolver(&self) -> Arc<dyn OrigDstResolver> {
@@ -367,6 +376,18 @@ impl Capture for EbpfCapture {
 
     fn counters(&self) -> VerdictCounters {
         self.counters.clone()
+    }
+
+    fn steers(&self) -> bool {
+        true
+    }
+
+    fn succeed(&mut self, predecessor: &Path) -> Result<(), CaptureError> {
+        self.stand_beside(predecessor)
+    }
+
+    fn settle(&mut self) -> Result<(), CaptureError> {
+        self.stand_alone()
     }
 
     fn start(&mut self) {
@@ -409,29 +430,4 @@ pub fn clean_netns(netns: &Netns) -> Result<(), CaptureError> {
         reserved::remove(netns),
     ];
     CaptureError::collect(results.into_iter().filter_map(Result::err).collect())
-}
-
-/// Removes map entries of pods without pins: a daemon was killed between one step and the next.
-fn remove_orphans(
-    pins: &Pins,
-    tables: &mut Tables,
-    inbound: &mut Inbound,
-) -> Result<(), CaptureError> {
-    let mut pinned = Vec::new();
-    for uid in pins.pods()? {
-        pinned.extend(pins.places(&uid)?);
-    }
-    for place in tables.places()? {
-        let is_pinned = |pin: &Place| {
-            let is_there = place.cgroup == 0 || place.cgroup == pin.cgroup;
-            place.netns_cookie == pin.netns_cookie && is_there
-        };
-        if !pinned.iter().any(is_pinned) {
-            for number in tables.remove(place)? {
-                inbound.remove(number)?;
-            }
-        }
-    }
-    let cookies: Vec<_> = pinned.iter().map(|place| place.netns_cookie).collect();
-    inbound.remove_orphans(&cookies)
 }

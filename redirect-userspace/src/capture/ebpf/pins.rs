@@ -8,7 +8,8 @@
 //! ```
 //!
 //! The links of a pod come into being in `pods/UID/new-…`, which is renamed when it is complete. The version is
-//! `redirect_common::ABI_VERSION`: nothing is shared between daemons of different versions, only replaced.
+//! `redirect_common::ABI_VERSION`: daemons of different versions replace each other's links, pod by pod, and share no map but
+//! those whose entries live as long as a connection, and mean the same to both (see [`Pins::inherit`]).
 
 use std::{
     fs, io,
@@ -16,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use redirect_common::ABI_VERSION;
+use aya::maps::{MapData, MapInfo};
 
 use super::{super::CaptureError, guard};
 use crate::{
@@ -60,23 +61,72 @@ impl Place {
 }
 
 impl Pins {
-    /// Names paths, and makes nothing.
-    pub fn at(bpffs: &Path) -> Self {
+    /// Those of every version; makes nothing.
+    pub fn every(bpffs: &Path) -> Result<Vec<Self>, CaptureError> {
         let ours = bpffs.join(FOLDER);
-        Self {
-            root: ours.join(format!("v{ABI_VERSION}")),
-            ours,
-        }
+        let of = |root| Self {
+            root,
+            ours: ours.clone(),
+        };
+        Ok(entries(&ours)?.into_iter().map(of).collect())
     }
 
-    pub fn create(bpffs: &Path) -> Result<Self, CaptureError> {
-        let pins = Self::at(bpffs);
+    /// Those of one version, as `redirect_common::ABI_VERSION`.
+    pub fn create(bpffs: &Path, version: u32) -> Result<Self, CaptureError> {
+        let ours = bpffs.join(FOLDER);
+        let pins = Self {
+            root: ours.join(format!("v{version}")),
+            ours,
+        };
         for folder in FOLDERS {
             let folder = pins.root.join(folder);
             fs::create_dir_all(&folder)
                 .map_err(|error| CaptureError::kernel("create", folder.display(), &error))?;
         }
         Ok(pins)
+    }
+
+    /// Goes on with another version's map, if this one has none and values have this size: what is known of connections that
+    /// stand would be forgotten.
+    pub fn inherit(&self, name: &str, value_size: u32) -> Result<(), CaptureError> {
+        let own = self.map(name);
+        if own.exists() {
+            return Ok(());
+        }
+        for other in self.others()? {
+            let theirs = other.map(name);
+            let fits = MapInfo::from_pin(&theirs).is_ok_and(|info| info.value_size() == value_size);
+            if fits {
+                let map = MapData::from_pin(&theirs);
+                let map =
+                    map.map_err(|error| CaptureError::kernel("open", theirs.display(), &error))?;
+                return map
+                    .pin(&own)
+                    .map_err(|error| CaptureError::kernel("pin", own.display(), &error));
+            }
+        }
+        Ok(())
+    }
+
+    fn others(&self) -> Result<Vec<Self>, CaptureError> {
+        let roots = entries(&self.ours)?.into_iter();
+        let others = roots.filter(|root| *root != self.root);
+        Ok(others
+            .map(|root| Self {
+                root,
+                ours: self.ours.clone(),
+            })
+            .collect())
+    }
+
+    /// Removes what is left of other versions that have no pod any more.
+    pub fn remove_other_versions(&self) -> Result<(), CaptureError> {
+        for other in self.others()? {
+            if other.pods()?.is_empty() {
+                remove_version(&other.root)?;
+            }
+        }
+        Ok(())
     }
 
     pub fn map(&self, name: &str) -> PathBuf {
@@ -105,7 +155,26 @@ impl Pins {
         Ok(staged)
     }
 
-    /// All pods that have pins.
+    /// All pods that have pins of any version.
+    pub fn pods_of_all_versions(&self) -> Result<Vec<PodUid>, CaptureError> {
+        let mut pods = self.pods()?;
+        for other in self.others()? {
+            pods.extend(other.pods()?);
+        }
+        Ok(pods)
+    }
+
+    /// Whether another version's programs capture the pod.
+    pub fn has_other_version(&self, uid: &PodUid) -> Result<bool, CaptureError> {
+        for other in self.others()? {
+            if other.pod(uid)?.exists() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// All pods that have pins of this version.
     pub fn pods(&self) -> Result<Vec<PodUid>, CaptureError> {
         let names = entries(&self.root.join("pods"))?;
         Ok(names
@@ -125,7 +194,15 @@ impl Pins {
     }
 
     pub fn remove_pod(&self, uid: &PodUid) -> Result<(), CaptureError> {
-        remove_pod(&self.pod(uid)?)
+        let own = remove_pod(&self.pod(uid)?);
+        own.and(self.remove_of_other_versions(uid))
+    }
+
+    fn remove_of_other_versions(&self, uid: &PodUid) -> Result<(), CaptureError> {
+        let others = self.others()?;
+        others
+            .iter()
+            .try_for_each(|other| remove_pod(&other.pod(uid)?))
     }
 
     /// Removes the pod's links elsewhere, and returns where they were.
@@ -148,12 +225,7 @@ impl Pins {
             left.extend(Place::parse(&name).filter(|place| *place != keep));
         }
         // Another version's links did their work until ours were there.
-        for version in entries(&self.ours)?
-            .iter()
-            .filter(|version| **version != self.root)
-        {
-            remove_pod(&version.join("pods").join(escape(uid.as_str())))?;
-        }
+        self.remove_of_other_versions(uid)?;
         Ok(left)
     }
 
@@ -199,31 +271,34 @@ pub fn remove_all(bpffs: &Path) -> Result<usize, CaptureError> {
     if !is_bpffs || !ours.exists() {
         return Ok(0);
     }
-    let mut removed = 0;
+    let removed = count(&ours);
     let mut errors = Vec::new();
     for version in entries(&ours)? {
-        // Pods first, so that nothing is steered to a proxy that no longer learns where to.
-        for pod in entries(&version.join("pods"))? {
-            removed += count(&pod);
-            errors.extend(remove_pod(&pod).err());
-        }
-        for folder in ["prober", "proxy"] {
-            for cgroup in entries(&version.join(folder))? {
-                removed += count(&cgroup);
-                errors.extend(remove_links(&cgroup).err());
-            }
-        }
-        for map in entries(&version.join("maps"))? {
-            removed += 1;
-            errors.extend(remove(&map).err());
-        }
-        for folder in FOLDERS {
-            errors.extend(remove(&version.join(folder)).err());
-        }
-        errors.extend(remove(&version).err());
+        errors.extend(remove_version(&version).err());
     }
     errors.extend(remove(&ours).err());
     CaptureError::collect(errors).map(|()| removed)
+}
+
+fn remove_version(version: &Path) -> Result<(), CaptureError> {
+    let mut errors = Vec::new();
+    // Pods first, so that nothing is steered to a proxy that no longer learns where to.
+    for pod in entries(&version.join("pods"))? {
+        errors.extend(remove_pod(&pod).err());
+    }
+    for folder in ["prober", "proxy"] {
+        for cgroup in entries(&version.join(folder))? {
+            errors.extend(remove_links(&cgroup).err());
+        }
+    }
+    for map in entries(&version.join("maps"))? {
+        errors.extend(remove(&map).err());
+    }
+    for folder in FOLDERS {
+        errors.extend(remove(&version.join(folder)).err());
+    }
+    errors.extend(remove(version).err());
+    CaptureError::collect(errors)
 }
 
 fn remove_pod(pod: &Path) -> Result<(), CaptureError> {

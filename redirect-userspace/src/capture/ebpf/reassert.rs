@@ -30,11 +30,12 @@ impl EbpfCapture {
         let Some(here) = self.applied.get(uid) else {
             return Ok(vec!["its capture was not applied".to_owned()]);
         };
-        let subject = match Subject::find(&here.pod, &here.netns, &self.own) {
-            // Nobody is in a cgroup that is gone.
-            Err(_) if !here.pod.cgroup.exists() => return Ok(Vec::new()),
-            subject => subject?,
-        };
+        let subject =
+            match Subject::find(&here.pod, &here.netns, &self.own, self.predecessor.as_ref()) {
+                // Nobody is in a cgroup that is gone.
+                Err(_) if !here.pod.cgroup.exists() => return Ok(Vec::new()),
+                subject => subject?,
+            };
         let mut wrong = self.links_missing(&subject)?;
         if !self.tables.has(&subject) {
             wrong.push("the programs do not know it".to_owned());
@@ -54,7 +55,7 @@ impl EbpfCapture {
 
     fn look_after_pod(&mut self, here: &Here) -> Result<Vec<String>, CaptureError> {
         let (pod, netns) = (&here.pod, &here.netns);
-        let subject = match Subject::find(pod, netns, &self.own) {
+        let subject = match Subject::find(pod, netns, &self.own, self.predecessor.as_ref()) {
             // Nobody is in a cgroup that is gone. One that is made anew is found the next time.
             Err(_) if !pod.cgroup.exists() => return Ok(Vec::new()),
             subject => subject?,

@@ -25,8 +25,13 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// `own` is the daemon's cgroup.
-    pub fn find(pod: &'a Pod, netns: &'a Netns, own: &Cgroup) -> Result<Self, CaptureError> {
+    /// `own` is the daemon's cgroup, and `predecessor` that of the one from which it takes over.
+    pub fn find(
+        pod: &'a Pod,
+        netns: &'a Netns,
+        own: &Cgroup,
+        predecessor: Option<&Cgroup>,
+    ) -> Result<Self, CaptureError> {
         let cgroup = Cgroup::open(&pod.cgroup)?;
         if own.id == cgroup.id {
             return Err(CaptureError::CapturesItself(pod.cgroup.clone()));
@@ -35,7 +40,8 @@ impl<'a> Subject<'a> {
         let exempt = exempt.map(|path| Cgroup::open(path).map(|cgroup| cgroup.id));
         let mut exempt = exempt.collect::<Result<Vec<_>, _>>()?;
         let is_dedicated = own.is_in(&cgroup);
-        exempt.extend(is_dedicated.then_some(own.id));
+        let proxies = [Some(own), predecessor].into_iter().flatten();
+        exempt.extend(proxies.filter(|_| is_dedicated).map(|proxy| proxy.id));
         Ok(Self {
             pod,
             netns,

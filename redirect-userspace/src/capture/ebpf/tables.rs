@@ -75,10 +75,16 @@ impl Tables {
             .map_err(at(names::SETTINGS, "the settings"))
     }
 
-    /// Tells the guard the proxy's cgroup. Those of earlier daemons go: their ids are not given out again.
-    pub fn set_proxy(&mut self, cgroup: u64) -> Result<(), CaptureError> {
+    /// Tells the guard the proxy's cgroup.
+    pub fn add_proxy(&mut self, cgroup: u64) -> Result<(), CaptureError> {
+        self.proxies
+            .insert(cgroup, 1, 0)
+            .map_err(at(names::PROXIES, cgroup))
+    }
+
+    /// Makes the guard forget the cgroups of earlier daemons: their ids are not given out again.
+    pub fn remove_other_proxies(&mut self, cgroup: u64) -> Result<(), CaptureError> {
         let fail = at(names::PROXIES, cgroup);
-        self.proxies.insert(cgroup, 1, 0).map_err(&fail)?;
         let present: Vec<_> = self.proxies.keys().filter_map(Result::ok).collect();
         for other in present.iter().filter(|other| **other != cgroup) {
             ignore_missing(self.proxies.remove(other)).map_err(&fail)?;

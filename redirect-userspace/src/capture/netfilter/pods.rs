@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -39,6 +39,8 @@ pub struct NetfilterCapture {
     tool: Tool,
     mode: Mode,
     proxy: CgroupPath,
+    /// That of the daemon from which this one takes over, while it runs.
+    predecessor: Option<CgroupPath>,
     exempt_uid: Option<u32>,
     dns: bool,
     node: Option<NodeRules>,
@@ -65,6 +67,7 @@ impl NetfilterCapture {
             tool,
             mode: setting.mode,
             proxy: cgroup_path(&setting.proxy)?,
+            predecessor: None,
             exempt_uid: setting.exempt_uid,
             dns: setting.dns,
             node: node.transpose()?,
@@ -80,6 +83,8 @@ impl NetfilterCapture {
     ) -> Result<Vec<Plan>, NetfilterError> {
         let exempt = pod.options.exempt_cgroups.iter();
         let exempt = exempt.map(|path| cgroup_path(path));
+        let predecessor = self.predecessor.iter().cloned().map(Ok);
+        let exempt = exempt.chain(predecessor);
         let probes = self.node.as_ref().is_some_and(NodeRules::has_probers);
         let needs = Needs::new(
             match self.mode {
@@ -128,8 +133,17 @@ impl NetfilterCapture {
         if !self.node.as_mut().is_some_and(NodeRules::renew) {
             return Ok(());
         }
+        let node = self.update_node(None, None);
+        let pods = self.renew_pods();
+        CaptureError::collect([node, pods].into_iter().filter_map(Result::err).collect())?;
+        tracing::info!("whoever probes pods is another one now: their rules were made anew");
+        Ok(())
+    }
+
+    /// Makes the rules of all pods anew.
+    fn renew_pods(&mut self) -> Result<(), CaptureError> {
         let uids: Vec<PodUid> = self.pods.keys().cloned().collect();
-        let mut errors = vec![self.update_node(None, None)];
+        let mut errors = Vec::new();
         for uid in uids {
             let Some(captured) = self.pods.remove(&uid) else {
                 continue;
@@ -139,16 +153,16 @@ impl NetfilterCapture {
                 rules.apply_in(&netns, &plans)?;
                 Ok((plans, rules))
             });
-            let (rules, result) = match renewed {
-                Ok(renewed) => (Some(renewed), Ok(())),
-                Err(error) => (rules, Err(error.into())),
+            let rules = match renewed {
+                Ok(renewed) => Some(renewed),
+                Err(error) => {
+                    errors.push(error.into());
+                    rules
+                }
             };
-            errors.push(result);
             self.pods.insert(uid, Captured { pod, netns, rules });
         }
-        CaptureError::collect(errors.into_iter().filter_map(Result::err).collect())?;
-        tracing::info!("whoever probes pods is another one now: their rules were made anew");
-        Ok(())
+        CaptureError::collect(errors)
     }
 
     /// The node's rules for the captured pods, `added` included and `removed` not.
@@ -268,6 +282,19 @@ impl Capture for NetfilterCapture {
             .chain(node)
             .chain(pods)
             .collect()
+    }
+
+    fn succeed(&mut self, predecessor: &Path) -> Result<(), CaptureError> {
+        let predecessor = cgroup_path(predecessor)?;
+        self.predecessor = (predecessor != self.proxy).then_some(predecessor);
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), CaptureError> {
+        match self.predecessor.take() {
+            Some(_) if self.mode != Mode::Node => self.renew_pods(),
+            _ => Ok(()),
+        }
     }
 
     fn stand_down(&mut self) -> Result<(), CaptureError> {

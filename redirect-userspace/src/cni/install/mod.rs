@@ -137,9 +137,19 @@ impl Installation {
 
 /// The files that a runtime would read, in its order.
 fn configurations(folder: &Path) -> Result<Vec<Found>, InstallError> {
+    read(folder, |name| plan::is_configuration(name).then_some(name))
+}
+
+/// The single configurations that were put aside, by the names that they had.
+fn saved(folder: &Path) -> Result<Vec<Found>, InstallError> {
+    read(folder, |name| name.strip_suffix(SAVED))
+}
+
+/// The files whose name has a meaning, by what it means.
+fn read(folder: &Path, meaning: impl Fn(&str) -> Option<&str>) -> Result<Vec<Found>, InstallError> {
     let mut found = Vec::new();
     for name in names(folder)? {
-        if plan::is_configuration(&name) {
+        if let Some(meant) = meaning(&name) {
             let path = folder.join(&name);
             let bytes = match fs::read(&path) {
                 // Somebody else removed it meanwhile.
@@ -148,17 +158,11 @@ fn configurations(folder: &Path) -> Result<Vec<Found>, InstallError> {
             };
             // What is not UTF-8 is no JSON, and is found to be broken as such.
             let text = String::from_utf8_lossy(&bytes).into_owned();
+            let name = meant.to_owned();
             found.push(Found { name, text });
         }
     }
     Ok(found)
-}
-
-fn saved(folder: &Path) -> Result<Vec<String>, InstallError> {
-    let names = names(folder)?.into_iter();
-    Ok(names
-        .filter_map(|name| Some(name.strip_suffix(SAVED)?.to_owned()))
-        .collect())
 }
 
 fn names(folder: &Path) -> Result<Vec<String>, InstallError> {

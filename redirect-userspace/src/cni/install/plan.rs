@@ -100,8 +100,8 @@ pub fn install(files: &[Found], entry: &Entry, own: Option<&str>) -> Plan {
     plan
 }
 
-/// Takes out all that is ours. `saved` are the names of single configurations that were put aside, without their ending.
-pub fn uninstall(files: &[Found], saved: &[String]) -> Plan {
+/// Takes out all that is ours. `saved` are the single configurations that were put aside, by their names without the ending.
+pub fn uninstall(files: &[Found], saved: &[Found]) -> Plan {
     let mut plan = Plan::default();
     for file in files {
         if file.text.contains(OWNED) && conflist::has_ours(&file.text) {
@@ -123,15 +123,22 @@ pub fn uninstall(files: &[Found], saved: &[String]) -> Plan {
         }
         let original = saved
             .iter()
-            .find(|original| list_name(original) == file.name);
+            .find(|original| list_name(&original.name) == file.name);
         if let Some(original) = original {
-            plan.steps.push(Step::Rename {
-                from: format!("{original}{SAVED}"),
-                to: original.clone(),
-            });
-            let name = file.name.clone();
-            plan.steps.push(Step::Remove { name });
-            continue;
+            if is_only_ours(file, original) {
+                plan.steps.push(Step::Rename {
+                    from: format!("{}{SAVED}", original.name),
+                    to: original.name.clone(),
+                });
+                let name = file.name.clone();
+                plan.steps.push(Step::Remove { name });
+                continue;
+            }
+            // The saved one would come before the list, and undo what they did.
+            plan.problems.push(format!(
+                "{} was changed by others since it stands for {}, which stays saved as {}{SAVED}",
+                file.name, original.name, original.name
+            ));
         }
         match conflist::remove(&file.text) {
             Ok(Some(text)) => {
@@ -147,6 +154,12 @@ pub fn uninstall(files: &[Found], saved: &[String]) -> Plan {
         }
     }
     plan
+}
+
+/// Whether a list is what we made of a single configuration, and nothing else.
+fn is_only_ours(list: &Found, original: &Found) -> bool {
+    let without = conflist::remove(&list.text).ok().flatten();
+    without.is_some() && without == conflist::from_single(&original.text).ok()
 }
 
 /// The first file that a runtime can use, as a list; those before it that are broken are problems.

@@ -2,9 +2,10 @@
 
 use std::{
     io::{self, Read, Write},
-    os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
+
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
     super::{
@@ -14,6 +15,9 @@ use super::{
     PluginError,
 };
 
+/// How long the end of a pod may be held up at most: it ends with or without the agent.
+const PATIENCE_AT_DEL: Duration = Duration::from_secs(5);
+
 /// Asks the agent; an answer other than yes is an error.
 pub fn ask(entry: &Entry, request: &Request) -> Result<(), PluginError> {
     let no_agent = |error: io::Error| PluginError::NoAgent {
@@ -21,6 +25,10 @@ pub fn ask(entry: &Entry, request: &Request) -> Result<(), PluginError> {
         error: error.to_string(),
     };
     let limit = Duration::from_secs(entry.timeout_seconds.max(1));
+    let limit = match request {
+        Request::Del { .. } => limit.min(PATIENCE_AT_DEL),
+        _ => limit,
+    };
     let line = exchange(entry, request, limit).map_err(no_agent)?;
     match serde_json::from_str(&line) {
         Ok(Answer::Done | Answer::NotEnrolled) => Ok(()),
@@ -39,11 +47,20 @@ fn exchange(entry: &Entry, request: &Request, limit: Duration) -> io::Result<Str
             false => Ok(Some(left)),
         }
     };
-    let mut stream = UnixStream::connect(&entry.socket)?;
+    let mut stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Also of the connect, which waits while the agent's queue is full.
     stream.set_write_timeout(left()?)?;
+    stream.connect(&SockAddr::unix(&entry.socket)?)?;
     let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');
-    stream.write_all(&text)?;
+    let mut unsent = text.as_slice();
+    while !unsent.is_empty() {
+        stream.set_write_timeout(left()?)?;
+        match stream.write(unsent)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            n => unsent = &unsent[n..],
+        }
+    }
     let mut answer = Vec::new();
     while !answer.ends_with(b"\n") {
         // Again for each part: an agent that answers in drops must not hold up the pod for ever.

@@ -53,13 +53,19 @@ impl Call {
             }
         };
         let pod = match command {
-            Command::Add | Command::Check | Command::Del => arguments(&environment.args)?,
+            Command::Add | Command::Check => arguments(&environment.args)?,
+            // Nothing of them matters for the rest; a pod's end least of all fails for them.
             _ => None,
         };
         Ok(Self {
             command,
             pod,
-            container_id: container_id(&environment.container_id)?,
+            container_id: match command {
+                Command::Add | Command::Check | Command::Del => {
+                    container_id(&environment.container_id)?
+                }
+                _ => None,
+            },
             netns: Some(&environment.netns)
                 .filter(|netns| !netns.is_empty())
                 .map(PathBuf::from),

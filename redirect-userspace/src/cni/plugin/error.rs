@@ -1,6 +1,6 @@
 //! Errors as the specification wants them: a code, a message, and details (CNI spec 1.1, section 5, error).
 
-use super::VERSIONS;
+use super::super::conflist::VERSIONS;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PluginError {

@@ -16,14 +16,12 @@ use serde_json::value::RawValue;
 
 use self::call::{Call, Command};
 use super::{
-    conflist::Entry,
+    conflist::{Entry, VERSIONS},
     protocol::{Attachment, PodName, Request},
 };
 
 pub use self::{call::Environment, error::PluginError};
 
-/// Versions of the specification that we speak.
-pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Longest configuration that is read: prevResult and all.
 const MAX_INPUT: u64 = 1 << 20;
 
@@ -60,6 +58,9 @@ pub fn run(environment: &Environment, input: impl Read) -> Outcome {
 struct Config<'a> {
     #[serde(rename = "cniVersion")]
     version: String,
+    /// Of the network: a garbage collection speaks of one.
+    #[serde(default)]
+    name: String,
     #[serde(borrow, rename = "prevResult", default)]
     previous: Option<&'a RawValue>,
     #[serde(rename = "cni.dev/valid-attachments", default)]
@@ -94,7 +95,14 @@ fn answer(environment: &Environment, text: &str) -> Result<String, PluginError> 
                 what: "cni.dev/valid-attachments",
             })?;
             let container_ids = valid.into_iter().map(|valid| valid.container_id).collect();
-            agent::ask(&entry, &Request::Gc { container_ids })?;
+            let network = config.name;
+            agent::ask(
+                &entry,
+                &Request::Gc {
+                    network,
+                    container_ids,
+                },
+            )?;
             Ok(String::new())
         }
         Command::Status => {
@@ -110,7 +118,7 @@ fn add(call: &Call, entry: &Entry, config: &Config<'_>) -> Result<String, Plugin
         what: "prevResult: the plugin is to be chained behind one that makes the network",
     })?;
     if !is_excluded(call, entry) {
-        let attachment = attachment(call, previous)?;
+        let attachment = attachment(call, &config.name, previous)?;
         agent::ask(entry, &Request::Add(attachment))?;
     }
     Ok(previous.get().to_owned())
@@ -121,7 +129,7 @@ fn check(call: &Call, entry: &Entry, config: &Config<'_>) -> Result<String, Plug
         .previous
         .ok_or(PluginError::Missing { what: "prevResult" })?;
     if !is_excluded(call, entry) {
-        let attachment = attachment(call, previous)?;
+        let attachment = attachment(call, &config.name, previous)?;
         agent::ask(entry, &Request::Check(attachment))?;
     }
     Ok(String::new())
@@ -133,10 +141,11 @@ fn is_excluded(call: &Call, entry: &Entry) -> bool {
     pod.is_some_and(|pod| entry.exclude_namespaces.contains(&pod.namespace))
 }
 
-fn attachment(call: &Call, previous: &RawValue) -> Result<Attachment, PluginError> {
+fn attachment(call: &Call, network: &str, previous: &RawValue) -> Result<Attachment, PluginError> {
     Ok(Attachment {
         container_id: call.container_id()?.to_owned(),
         netns: call.netns()?.to_owned(),
+        network: network.to_owned(),
         pod: call.pod.clone(),
         ips: addresses(previous)?,
     })

@@ -67,6 +67,7 @@ fn a_pod_is_told_to_the_agent_and_the_result_before_us_is_passed_on() {
     let expected = Attachment {
         container_id: "0a1b".into(),
         netns: "/run/netns/cni-1".into(),
+        network: "n".into(),
         pod: Some(PodName {
             namespace: "default".into(),
             name: "web-0".into(),
@@ -123,6 +124,7 @@ fn without_an_agent() {
     assert_eq!(run(&excluded, input.as_bytes()).stdout, PREVIOUS);
     let mut bare = environment("DEL");
     bare.netns = String::new();
+    bare.args = "K8S_POD_NAME;=;../x".into();
     assert!(run(&bare, config(&socket, "").as_bytes()).success);
 }
 
@@ -136,6 +138,23 @@ fn an_agent_that_never_answers_is_given_up() {
 }
 
 #[test]
+fn a_full_queue_before_the_agent_holds_up_no_longer_than_the_timeout() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("agent.sock");
+    let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None);
+    let listener = listener.unwrap();
+    let address = socket2::SockAddr::unix(&socket).unwrap();
+    listener.bind(&address).unwrap();
+    listener.listen(0).unwrap();
+    let _queued = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    let input = with_previous(&socket).replace("\"timeoutSeconds\": 5", "\"timeoutSeconds\": 1");
+    let begun = std::time::Instant::now();
+    assert_eq!(failure(&run(&environment("ADD"), input.as_bytes())).0, 11);
+    assert!(run(&environment("DEL"), input.as_bytes()).success);
+    assert!(begun.elapsed() >= std::time::Duration::from_secs(2));
+}
+
+#[test]
 fn what_is_still_there_is_told_at_garbage_collection() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("agent.sock");
@@ -143,7 +162,12 @@ fn what_is_still_there_is_told_at_garbage_collection() {
     let valid = r#", "cni.dev/valid-attachments": [{"containerID": "a", "ifname": "eth0"}]"#;
     assert!(run(&environment("GC"), config(&socket, valid).as_bytes()).success);
     let container_ids = vec!["a".to_owned()];
-    assert_eq!(agent.join().unwrap(), Request::Gc { container_ids });
+    let network = "n".to_owned();
+    let expected = Request::Gc {
+        network,
+        container_ids,
+    };
+    assert_eq!(agent.join().unwrap(), expected);
 }
 
 #[test]

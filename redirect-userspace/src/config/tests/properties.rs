@@ -86,7 +86,7 @@ prop_compose! {
             capture: CaptureConfig {
                 backend: if ebpf { Backend::Ebpf } else { Backend::None },
                 mode: Mode::Shared, iptables: IptablesVariant::Auto, leak_guard: true,
-                probers: ProberCgroups::Auto, bpffs, mount_bpffs: true, cgroup, exempt_uid: None, events, detach_on_exit,
+                probers: ProberCgroups::Auto, bpffs, mount_bpffs: true, abi: redirect_common::ABI_VERSION, cgroup, exempt_uid: None, events, detach_on_exit,
                 verify_interval: ms(10_000),
             },
             proxy: ProxyConfig { hold: ms(hold), connect_timeout: ms(connect), drain: ms(drain), max_connections_per_pod },

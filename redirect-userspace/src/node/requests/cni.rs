@@ -10,7 +10,7 @@ use crate::{
     cni::protocol::{Answer, Attachment},
     node::{
         attachments::{CapturedAs, Known},
-        location,
+        location::{self, LocationError},
         source::{Description, Enrolled, Source},
     },
     pod::{Pod, PodUid},
@@ -83,10 +83,31 @@ impl Parts {
         let known = known.ok_or_else(|| RequestError::NoSuchSandbox(id.clone()))?;
         match known.captured {
             Some(captured) => {
-                self.agent.verify(&PodUid::new(captured.uid)).await?;
+                let uid = PodUid::new(captured.uid);
+                self.agent.verify(&uid).await?;
+                self.has_no_stack_of_its_own(&uid, attachment).await?;
                 Ok(Answer::Done)
             }
             None => Ok(Answer::NotEnrolled),
+        }
+    }
+
+    /// Its programs may all be there: what the app sends does not meet them in a sandbox that has a network stack of its own, and
+    /// at ADD nothing of that ran yet.
+    async fn has_no_stack_of_its_own(
+        &self,
+        uid: &PodUid,
+        attachment: &Attachment,
+    ) -> Result<(), RequestError> {
+        let (host, netns) = (self.host.clone(), attachment.netns.clone());
+        let look = tokio::task::spawn_blocking(move || location::sandbox_in(&host, &netns));
+        let found = look.await;
+        match found.map_err(|error| RequestError::Interrupted(error.to_string()))?? {
+            None => Ok(()),
+            Some(sandbox) => Err(RequestError::Location(LocationError::ForeignStack {
+                pod: uid.to_string(),
+                sandbox,
+            })),
         }
     }
 
@@ -107,10 +128,14 @@ impl Parts {
         Ok(Answer::Done)
     }
 
-    pub(super) async fn cni_gc(&self, container_ids: &[String]) -> Result<Answer, RequestError> {
+    pub(super) async fn cni_gc(
+        &self,
+        network: &str,
+        container_ids: &[String],
+    ) -> Result<Answer, RequestError> {
         for known in self.attachments.all() {
             let id = known.attachment.container_id;
-            if !container_ids.contains(&id) {
+            if known.attachment.network == network && !container_ids.contains(&id) {
                 tracing::info!(container = id, "its runtime does not know it any more");
                 self.cni_del(&id).await?;
             }

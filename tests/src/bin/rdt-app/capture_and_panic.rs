@@ -29,11 +29,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut capture = capture::open(&config.capture, Some(&cgroup))?;
     for pod in &config.pods {
         let netns = Netns::open(&pod.netns)?;
-        let listeners = Listeners::open(&netns, Standpoint::Inside).map_err(|(_, error)| error)?;
+        let listeners =
+            Listeners::open(&netns, Standpoint::Inside, true).map_err(|(_, error)| error)?;
         let sockets = Sockets {
             outbound: listeners.outbound.as_fd(),
             inbound_plaintext: listeners.inbound_plaintext.as_fd(),
-            dns: false,
+            dns: None,
             hbone: listeners.hbone.as_fd(),
         };
         capture.apply(pod, &netns, &sockets)?;

@@ -2,6 +2,7 @@
 
 mod attack;
 mod capture_and_panic;
+mod ceaseless;
 mod connect;
 mod dns_ask;
 mod dns_serve;
@@ -39,6 +40,8 @@ enum Command {
     Serve(serve::Args),
     /// One connection, made and used step by step.
     Connect(connect::Args),
+    /// Connections without a pause, each echoed on and closed.
+    Ceaseless(ceaseless::Args),
     /// Many connections at once, each echoed on and held.
     Many(many::Args),
     /// One connection that sends each line of standard input and shows each line that comes.
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::HandOver(args) => hand_over::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Connect(args) => connect::run(args),
+        Command::Ceaseless(args) => ceaseless::run(args),
         Command::Many(args) => many::run(args),
         Command::Talk(args) => talk::run(args),
         Command::Ping(args) => ping::run(args),

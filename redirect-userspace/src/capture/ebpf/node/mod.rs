@@ -26,8 +26,8 @@ use super::{
     object::{Object, Programs},
     pins::{Pins, Place},
     prober::Prober,
-    remove_orphans,
     subject::Subject,
+    succession::{inherit, remove_orphans},
     tables::{Tables, at, ignore_missing, typed},
 };
 use crate::{
@@ -44,6 +44,7 @@ use crate::{
 
 mod host;
 mod interface;
+mod succession;
 mod untracked;
 
 use interface::Interface;
@@ -62,6 +63,8 @@ const PROBER: &str = "rdr_prober_ops";
 
 pub struct NodeCapture {
     object: Object,
+    own: Cgroup,
+    state: Array<MapData, Plain<NodeEntry>>,
     pins: Pins,
     tables: Tables,
     inbound: Inbound,
@@ -79,23 +82,26 @@ impl NodeCapture {
         bpffs::ensure_mounted(&config.bpffs, config.mount_bpffs).map_err(|error| {
             CaptureError::kernel("find a BPF file system at", config.bpffs.display(), &error)
         })?;
-        let pins = Pins::create(&config.bpffs)?;
+        let pins = Pins::create(&config.bpffs, config.abi)?;
+        inherit(&pins)?;
         let mut object = Object::load_only(&pins, &[FROM_POD, TO_POD, LOCAL, RESET, PROBER])?;
         let mut tables = Tables::open(&mut object)?;
         tables.configure(config.events)?;
-        let cgroup = Cgroup::open(cgroup)?;
-        tables.set_proxy(cgroup.id)?;
+        let own = Cgroup::open(cgroup)?;
+        tables.add_proxy(own.id)?;
         let mut inbound = Inbound::open(&mut object)?;
         remove_orphans(&pins, &mut tables, &mut inbound)?;
         let counters = counters::reader(object.map(names::COUNTERS)?)?;
         let interfaces = typed(&mut object, names::NODE_PODS)?;
         let mut state = typed(&mut object, names::NODE)?;
-        prepare(&mut state, object.programs(), &pins.proxy(cgroup.id))?;
-        pins.remove_other_proxies(cgroup.id)?;
+        prepare(&mut state, object.programs(), &pins.proxy(own.id))?;
+        pins.remove_other_proxies(own.id)?;
         let probers = config.probers.clone();
         let prober = Prober::attach(object.programs().clone(), pins.clone(), probers)?;
         Ok(Self {
             object,
+            own,
+            state,
             pins,
             tables,
             inbound,
@@ -262,7 +268,7 @@ impl Capture for NodeCapture {
     }
 
     fn inspect(&self) -> Result<Vec<PodUid>, CaptureError> {
-        self.pins.pods()
+        self.pins.pods_of_all_versions()
     }
 
     fn resolver(&self) -> Arc<dyn OrigDstResolver> {
@@ -279,6 +285,14 @@ impl Capture for NodeCapture {
 
     fn counters(&self) -> VerdictCounters {
         self.counters.clone()
+    }
+
+    fn succeed(&mut self, predecessor: &Path) -> Result<(), CaptureError> {
+        self.stand_beside(predecessor)
+    }
+
+    fn settle(&mut self) -> Result<(), CaptureError> {
+        self.stand_alone()
     }
 
     fn start(&mut self) {
@@ -338,7 +352,10 @@ fn prepare(
 
 /// Takes back what [`prepare`] made, if it did, with the record of that in the pins below `bpffs`.
 pub fn leave(bpffs: &Path) -> Result<(), CaptureError> {
-    let pins = Pins::at(bpffs);
+    Pins::every(bpffs)?.iter().try_for_each(leave_version)
+}
+
+fn leave_version(pins: &Pins) -> Result<(), CaptureError> {
     let Ok(map) = MapData::from_pin(pins.map(names::NODE)) else {
         return Ok(());
     };

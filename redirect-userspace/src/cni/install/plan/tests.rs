@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 
-const LIST: &str = "{\n  \"name\": \"a\",\n  \"plugins\": [\n    {\"type\": \"bridge\"}\n  ]\n}\n";
+const LIST: &str = "{\n  \"cniVersion\": \"1.0.0\",\n  \"name\": \"a\",\n  \"plugins\": [\n    {\"type\": \"bridge\"}\n  ]\n}\n";
 const SINGLE: &str = "{\"cniVersion\": \"0.4.0\", \"name\": \"s\", \"type\": \"ptp\"}\n";
 
 fn entry() -> Entry {
@@ -35,11 +35,15 @@ impl Folder {
             .collect()
     }
 
-    fn saved(&self) -> Vec<String> {
-        let names = self.0.keys();
-        names
-            .filter_map(|name| name.strip_suffix(SAVED))
-            .map(str::to_owned)
+    fn saved(&self) -> Vec<Found> {
+        let files = self.0.iter();
+        files
+            .filter_map(|(name, text)| {
+                Some(Found {
+                    name: name.strip_suffix(SAVED)?.to_owned(),
+                    text: text.clone(),
+                })
+            })
             .collect()
     }
 
@@ -173,6 +177,23 @@ fn drift_is_mended() {
         .insert("10-a.conflist".into(), LIST.replace("bridge", "macvlan"));
     folder.take(&install(&folder.found(), &entry(), own).steps);
     assert!(folder.0["00-redirect.conflist"].contains("macvlan"));
+}
+
+#[test]
+fn what_others_put_into_our_list_stays() {
+    let mut folder = Folder::of(&[("10-s.conf", SINGLE)]);
+    folder.take(&install(&folder.found(), &entry(), None).steps);
+    let list = folder.0.get_mut("10-s.conflist").unwrap();
+    *list = list.replace("[\n", "[\n{\"type\": \"tuning\"},");
+    let plan = uninstall(&folder.found(), &folder.saved());
+    assert!(plan.problems[0].starts_with("10-s.conflist was changed by others"));
+    folder.take(&plan.steps);
+    let list = &folder.0["10-s.conflist"];
+    assert!(
+        list.contains("tuning") && !conflist::has_ours(list),
+        "{list}"
+    );
+    assert_eq!(folder.0["10-s.conf.redirect-saved"], SINGLE);
 }
 
 #[test]
