@@ -145,7 +145,8 @@ mod tests {
         let both = [Source::Command, Source::Kubernetes];
         let remembered = open(&both);
         assert_eq!(remembered.load(Source::Command), (Vec::new(), Vec::new()));
-        let (a, b) = (pod("ns/a%", 1, 1), pod("b", 1, 2));
+        let (mut a, b) = (pod("a", 1, 1), pod("b", 1, 2));
+        a.uid = PodUid::new("ns/a");
         remembered.keep(Source::Command, &a);
         remembered.keep(Source::Command, &b);
         remembered.keep(Source::Kubernetes, &b);
