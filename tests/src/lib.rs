@@ -43,6 +43,7 @@ mod wait;
 mod wall;
 pub mod way;
 mod workloads;
+pub mod zds;
 
 pub use binaries::{app_binary, cni_binary, redirect_binary};
 pub use daemon::{Daemon, DaemonSpec};

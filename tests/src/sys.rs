@@ -44,9 +44,9 @@ pub fn getsockopt(socket: RawFd, level: i32, option: i32, len: usize) -> io::Res
     Ok(buffer)
 }
 
-/// Takes a descriptor that came over a socket, and that nobody else in this process knows.
+/// Takes a descriptor that came over a socket, or was just made, and that nobody else in this process knows.
 pub fn own(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: the kernel made the descriptor for the message that brought it, so that it has no owner yet.
+    // SAFETY: the kernel made the descriptor for the message that brought it, or for the call, so that it has no owner yet.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 

@@ -20,10 +20,10 @@ use tokio::{
 };
 
 use self::{failing::Failing, paused::Other};
-use super::pods::Pods;
+use super::pods::{PodError, Pods};
 use crate::{
     capture::Applied,
-    identity::{Identity, IdentityError, IdentityStore},
+    identity::{Identity, IdentityStore},
     node::{
         agent::{Agent, AgentError, Order, PodStatus},
         remembered::Remembered,
@@ -119,7 +119,7 @@ struct Task {
     failing: Failing,
     /// Who waits for a pod's capture.
     waiting: HashMap<PodUid, Vec<Waiting>>,
-    /// Pods whose certificate is on its way.
+    /// Pods whose certificate is on its way, or which another's proxy has been told of.
     preparing: BTreeSet<PodUid>,
     prepared: (
         mpsc::UnboundedSender<Prepared>,
@@ -131,10 +131,10 @@ struct Task {
     is_paused: bool,
 }
 
-/// A certificate has come, or not.
+/// A certificate has come, or another's proxy has answered; or not.
 struct Prepared {
     uid: PodUid,
-    result: Result<(), IdentityError>,
+    result: Result<(), PodError>,
 }
 
 impl Task {

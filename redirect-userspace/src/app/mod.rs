@@ -29,7 +29,7 @@ use crate::{
     config::{Backend, Config},
     dns,
     identity::{self, IdentityStore, SystemClock, tls::TlsConfigs},
-    node::{agent::Agent, remembered::Remembered},
+    node::{agent::Agent, remembered::Remembered, zds::server::Server},
     orig_dst::{Chain, Conntrack, SoOriginalDst},
     proxy::{Shared, Workers},
     telemetry::{self, Direction, Metrics},
@@ -140,12 +140,14 @@ async fn daemon(
         dns,
     });
     let workers = Workers::start(config.workers, &shared)?;
-    let mut pods = Pods::new(shared, capture, config.capture.mode, &config.state_dir);
+    let server = zds_server(&config)?;
+    let mut pods = Pods::new(shared, capture, &config.capture, server, &config.state_dir);
     shift.prepare(&mut pods)?;
     let backend = pods.backend();
     let (agent, orders) = Agent::new();
     let sources = sources::of(&config);
     let (enrolment, attachments) = (sources::enrolment(&config)?, sources::attachments(&config)?);
+    sources::follow_zds(&config, &agent);
     let (asked, pods_wanted) = (agent.clone(), config.pods.clone());
     let serve = || sources::serve_socket(&config, &asked, enrolment.clone(), attachments.clone());
     if !shift.is_taking_over() {
@@ -267,6 +269,14 @@ async fn daemon(
     }
     tracing::info!(target: "redirect", "stopped");
     Ok(())
+}
+
+/// Where another's proxy is driven, if one is.
+fn zds_server(config: &Config) -> anyhow::Result<Option<Server>> {
+    let path = config.agent.zds.serve.as_deref();
+    path.map(Server::start)
+        .transpose()
+        .context("agent.zds.serve")
 }
 
 /// Removes what an earlier daemon with the eBPF backend pinned, once all pods are captured by other means: its programs would

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod elsewhere;
 mod error;
 mod inherited;
 mod joined;
@@ -17,12 +18,18 @@ mod reassert;
 mod recorded;
 mod verify;
 
-pub use self::{error::PodError, recorded::clean_recorded, verify::find};
+pub use self::{
+    elsewhere::{have_carried, is_carried},
+    error::PodError,
+    recorded::clean_recorded,
+    verify::find,
+};
 use super::{handover::Estate, record};
 use crate::{
     capture::{Applied, Capture, Delivery, Sockets},
-    config::Mode,
+    config::{CaptureConfig, Mode, Part},
     dns,
+    node::zds::server::Server,
     pod::{Pod, PodUid},
     proxy::{
         Accept, Listeners, PodContext, Shared, Workers, client_ip,
@@ -36,6 +43,9 @@ pub struct Pods {
     shared: Arc<Shared>,
     capture: Box<dyn Capture>,
     mode: Mode,
+    part: Part,
+    /// With [`Part::Capture`]: drives the proxy.
+    server: Option<Server>,
     records: PathBuf,
     captured: HashMap<PodUid, Captured>,
     /// Whose turn it is to be [looked after](Self::reassert).
@@ -84,16 +94,20 @@ struct Place {
 }
 
 impl Pods {
+    /// `server` is that of another's proxy that carries the pods in place of ours.
     pub fn new(
         shared: Arc<Shared>,
         capture: Box<dyn Capture>,
-        mode: Mode,
+        config: &CaptureConfig,
+        server: Option<Server>,
         state_dir: &Path,
     ) -> Self {
         Self {
             shared,
             capture,
-            mode,
+            mode: config.mode,
+            part: config.part,
+            server,
             records: record::folder(state_dir),
             captured: HashMap::new(),
             turn: None,
@@ -141,7 +155,10 @@ impl Pods {
     pub async fn add(&mut self, pod: Pod, workers: &Workers) -> Result<Applied, PodError> {
         let uid = pod.uid.clone();
         let is_recorded = record::path(&self.records, &uid).exists();
-        let added = self.add_or_replace(pod, workers).await;
+        let added = match self.server {
+            Some(_) => self.capture_alone(pod),
+            None => self.add_or_replace(pod, workers).await,
+        };
         if added.is_err() && !is_recorded {
             self.undo(&uid);
         }
@@ -241,6 +258,7 @@ impl Pods {
             standpoint: match (self.mode, self.capture.delivery()) {
                 (Mode::Node, Delivery::Assigned) => Standpoint::OnPath,
                 (Mode::Node, Delivery::Addressed) => Standpoint::OnNode,
+                _ if self.part == Part::Proxy => Standpoint::InsideMarked,
                 _ => Standpoint::Inside,
             },
         };

@@ -13,7 +13,9 @@ use crate::{
         requests::{Parts, Requests},
         socket::{Limits, Socket},
         source::{Enrolment, Source},
+        zds::client,
     },
+    pod::PodOptions,
 };
 
 /// The sources that will speak, or have spoken already.
@@ -75,6 +77,22 @@ pub fn serve_socket(
         async move { requests.answer(request).await }
     }));
     Ok(())
+}
+
+/// Lets another node's agent drive our proxy, if that is wanted. To be called inside the daemon's runtime.
+pub fn follow_zds(config: &Config, agent: &Agent) {
+    let Some(socket) = config.agent.zds.connect.clone() else {
+        return;
+    };
+    let setting = client::Setting {
+        socket,
+        trust_domain: config.trust_domain.clone(),
+        options: PodOptions {
+            capture_dns: config.dns.enabled,
+            ..PodOptions::default()
+        },
+    };
+    tokio::spawn(client::run(agent.clone(), setting));
 }
 
 /// The sandboxes that an earlier daemon was told of.

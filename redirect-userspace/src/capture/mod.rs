@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    config::{Backend, CaptureConfig, Mode},
+    config::{Backend, CaptureConfig, Mode, Part},
     orig_dst::{
         OrigDstResolver,
         dns::{DnsServers, NoDnsServers},
@@ -82,6 +82,11 @@ pub trait Capture: Send {
     /// A reader of what the programs counted, for metrics.
     fn counters(&self) -> VerdictCounters {
         Arc::new(Vec::new)
+    }
+
+    /// As `apply`, for a proxy of another's that listens in the pod, and whose sockets are not ours to hand on.
+    fn apply_for_another(&mut self, _: &Pod, _: &Netns) -> Result<Applied, CaptureError> {
+        Err(CaptureError::ForeignProxy)
     }
 
     /// How connections come to the proxy that listens on the node (mode `node`).
@@ -179,6 +184,7 @@ pub fn open(
             exempt_uid: config.exempt_uid,
             probers: config.probers.clone(),
             dns: config.mode != Mode::Node,
+            by_mark: config.part == Part::Capture,
         };
         let capture = netfilter::NetfilterCapture::new(tool, &setting)?;
         Ok(Box::new(capture))
@@ -282,6 +288,10 @@ pub enum CaptureError {
     NotInBuild,
     #[error("no backend works on this node: {0}; see `redirect check`")]
     NoBackend(String),
+    #[error(
+        "this backend steers to sockets of our own proxy only; use nftables or iptables for another's"
+    )]
+    ForeignProxy,
     #[error("capture needs a cgroup of the daemon's own")]
     NoCgroup,
     #[error(

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    AgentConfig, CONTAINER_ID, CniEnrolment, KubernetesConfig, ZdsConfig,
+    AgentConfig, Backend, CONTAINER_ID, CaptureConfig, CniEnrolment, KubernetesConfig, Mode, Part,
+    ZdsConfig,
     read::{absolute, boolean, section},
 };
 use crate::{document::Fields, identity::spiffe::check_segment};
@@ -54,6 +55,27 @@ pub(super) fn read(f: &mut Fields<'_>, state_dir: Option<&Path>) -> Option<Agent
         cni: cni?,
         zds: zds?,
     })
+}
+
+/// What cannot be where capture or the proxy is another's; the field and why.
+pub(super) fn misfit(capture: &CaptureConfig) -> Option<(&'static str, &'static str)> {
+    let by_rules = matches!(capture.backend, Backend::Iptables | Backend::Nftables);
+    match capture.part {
+        Part::Whole => None,
+        _ if capture.mode != Mode::Shared => Some((
+            "agent.zds",
+            "only with capture.mode: shared: the proxy listens inside each pod",
+        )),
+        Part::Capture if !by_rules => Some((
+            "agent.zds.serve",
+            "needs capture.backend: nftables or iptables: the programs of the others know the sockets of our own proxy only",
+        )),
+        Part::Proxy if capture.backend != Backend::None => Some((
+            "agent.zds.connect",
+            "needs capture.backend: none: the other agent captures, and two captures would meet in each pod",
+        )),
+        Part::Capture | Part::Proxy => None,
+    }
 }
 
 fn cni(f: &mut Fields<'_>) -> Option<CniEnrolment> {

@@ -182,8 +182,20 @@ pub enum ProberCgroups {
     Paths(Vec<PathBuf>),
 }
 
+/// Which part of a pod's way is this daemon's. What is not, is another's that it speaks ZDS with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Whole,
+    /// Connections are brought to another's proxy.
+    Capture,
+    /// Connections are brought here by another's rules.
+    Proxy,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct CaptureConfig {
+    /// As `agent.zds` says.
+    pub part: Part,
     pub backend: Backend,
     pub mode: Mode,
     /// With `backend: iptables`: which of its variants carries the rules in.
@@ -343,4 +355,14 @@ pub struct ZdsConfig {
     pub serve: Option<PathBuf>,
     /// Another agent captures, and we carry: the socket where it listens.
     pub connect: Option<PathBuf>,
+}
+
+impl ZdsConfig {
+    pub fn part(&self) -> Part {
+        match (&self.serve, &self.connect) {
+            (Some(_), _) => Part::Capture,
+            (None, Some(_)) => Part::Proxy,
+            (None, None) => Part::Whole,
+        }
+    }
 }

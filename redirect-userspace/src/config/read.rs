@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     Backend, CaptureConfig, Config, Flags, Host, IdentityConfig, IptablesVariant, LogConfig,
-    LogFormat, Mode, agent, dns, pods,
+    LogFormat, Mode, Part, agent, dns, pods,
     sections::{admin, duration, hbone, probers, proxy},
 };
 use crate::{
@@ -64,7 +64,7 @@ impl Reader<'_> {
         let workers = self.workers(f);
         let state_dir = self.path(f, "stateDir", "REDIRECT_STATE_DIR", Some("/run/redirect"));
         let workloads = self.path(f, "workloads", "REDIRECT_WORKLOADS", None);
-        let capture = section(f, "capture", |f| self.capture(f));
+        let mut capture = section(f, "capture", |f| self.capture(f));
         let proxy = section(f, "proxy", |f| Some(proxy(f)));
         let hbone = section(f, "hbone", hbone);
         let dns = section(f, "dns", dns::read);
@@ -74,6 +74,12 @@ impl Reader<'_> {
             .map_or(Mode::Shared, |capture| capture.mode);
         let admin = section(f, "admin", |f| admin(f, mode));
         let agent = section(f, "agent", |f| agent::read(f, state_dir.as_deref()));
+        if let (Some(capture), Some(agent)) = (&mut capture, &agent) {
+            capture.part = agent.zds.part();
+            if let Some((field, what)) = agent::misfit(capture) {
+                self.fail::<()>(field, what);
+            }
+        }
         let log = self.log();
         let mut pods = match (f.optional("pods"), &trust_domain) {
             (Some(list), Some(trust_domain)) => pods::read(&list, trust_domain, mode),
@@ -190,6 +196,7 @@ impl Reader<'_> {
         let detach = boolean(f, "detachOnExit", false);
         let verify_interval = duration(f, "verifyInterval", false, Duration::from_secs(10));
         Some(CaptureConfig {
+            part: Part::Whole,
             backend: backend?,
             mode: mode?,
             iptables: iptables?,

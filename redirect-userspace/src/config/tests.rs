@@ -58,6 +58,7 @@ fn the_defaults_are_those_of_the_manual() {
         state_dir: "/run/redirect".into(),
         workloads: "/w.yaml".into(),
         capture: CaptureConfig {
+            part: Part::Whole,
             backend: Backend::Auto,
             mode: Mode::Shared,
             iptables: IptablesVariant::Auto,
@@ -169,6 +170,7 @@ fn every_field_is_read() {
         (3, "/run/other".into())
     );
     let capture = CaptureConfig {
+        part: Part::Whole,
         backend: Backend::None,
         mode: Mode::Shared,
         iptables: IptablesVariant::Legacy,

@@ -82,6 +82,8 @@ pub struct Way<'a> {
     pub netns: &'a Netns,
     /// The app's own address, which servers may know it by.
     pub source: Option<IpAddr>,
+    /// Of the packets (`SO_MARK`).
+    pub mark: Option<u32>,
     pub limit: Duration,
 }
 
@@ -100,7 +102,7 @@ pub async fn by_udp(
     let transport = "UDP";
     let (sent, id) = with_own_id(query)?;
     let exchange = async {
-        let socket = datagram::client(way.netns, server, way.source)?;
+        let socket = datagram::client(way.netns, server, way.source, way.mark)?;
         let socket = UdpSocket::from_std(socket)?;
         socket.send(&sent).await?;
         // More than any server sends to one who did not announce that much.
@@ -138,6 +140,7 @@ pub async fn by_tcp(
     let exchange = async {
         let options = ClientOptions {
             bind: way.source.filter(|ip| ip.is_ipv4() == server.is_ipv4()),
+            mark: way.mark,
             ..ClientOptions::default()
         };
         let socket = socket::client(way.netns, server, options)?;

@@ -58,6 +58,8 @@ pub struct Client {
     pub namespace: String,
     pub ips: Vec<IpAddr>,
     pub netns: Netns,
+    /// On what is sent for the pod (`SO_MARK`).
+    pub mark: Option<u32>,
 }
 
 /// The sockets of one pod.

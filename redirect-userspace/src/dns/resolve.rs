@@ -133,6 +133,7 @@ impl Resolver {
         let way = Way {
             netns: &self.client.netns,
             source: self.client.ips.contains(&source).then_some(source),
+            mark: self.client.mark,
             limit: shared.config.timeout,
         };
         let asked = match exchange.transport {

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{PodContext, connector, standpoint::Standpoint, worker::Worker};
+use super::{PodContext, connector, worker::Worker};
 
 /// Why an app could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,7 @@ pub async fn connect(
     app: SocketAddr,
 ) -> Result<TcpStream, AppError> {
     // An app answers its own pod's address within the pod, where nobody waits for that.
-    let is_itself = context.standpoint != Standpoint::Inside && client == app.ip();
+    let is_itself = context.standpoint.is_on_node() && client == app.ip();
     let as_client = context.client_ip && client.is_ipv4() == app.is_ipv4() && !is_itself;
     let options = context.standpoint.to_app(as_client.then_some(client));
     let connecting = connector::connect(&context.netns, app, options);

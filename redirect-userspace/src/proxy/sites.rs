@@ -118,6 +118,7 @@ impl Sites {
                     namespace: context.pod.namespace.clone(),
                     ips: context.pod.ips.clone(),
                     netns: context.netns.clone(),
+                    mark: context.standpoint.own_mark(),
                 };
                 dns::serve(&self.worker.shared.dns, client, sockets, stop.subscribe())?;
                 self.dns.insert(context.pod.uid.clone(), stop);

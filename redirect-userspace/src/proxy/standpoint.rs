@@ -6,11 +6,16 @@ use redirect_common::{node::mark, ports};
 
 use crate::sys::socket::{ClientOptions, ListenOptions};
 
+/// By which rules of Istio's form know the proxy's packets.
+const PROXY_MARK: u32 = 0x539;
+
 /// Where the proxy's sockets for a pod are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standpoint {
     /// In the pod's network namespace: the pod's addresses are local.
     Inside,
+    /// The same, captured by rules of another agent's, which know the proxy by its mark.
+    InsideMarked,
     /// On the node, where capture brings to the proxy's sockets what passes the pod's interface, under the addresses that it
     /// bears: the proxy speaks to each side as the other.
     OnPath,
@@ -19,10 +24,14 @@ pub enum Standpoint {
 }
 
 impl Standpoint {
+    pub fn is_on_node(self) -> bool {
+        matches!(self, Self::OnPath | Self::OnNode)
+    }
+
     /// How to listen on one of our ports.
     pub fn listening(self, port: u16) -> ListenOptions {
         match self {
-            Self::Inside | Self::OnNode => ListenOptions::default(),
+            Self::Inside | Self::InsideMarked | Self::OnNode => ListenOptions::default(),
             // No address leads there; connections are assigned to the socket whatever their addresses.
             Self::OnPath => ListenOptions {
                 loopback: true,
@@ -41,8 +50,13 @@ impl Standpoint {
         ClientOptions {
             bind: source.filter(|_| self != Self::OnNode),
             transparent: self == Self::OnPath && source.is_some(),
-            mark: None,
+            mark: self.own_mark(),
         }
+    }
+
+    /// On all that the proxy sends for a pod.
+    pub fn own_mark(self) -> Option<u32> {
+        (self == Self::InsideMarked).then_some(PROXY_MARK)
     }
 
     /// How to connect to a pod's app, which is to see `client`.
@@ -57,6 +71,12 @@ impl Standpoint {
                 bind: Some(client),
                 transparent: true,
                 mark: Some(super::client_ip::MARK),
+            },
+            // The mark alone leads the app's answers back: the rules remember it for the connection.
+            (Self::InsideMarked, bind) => ClientOptions {
+                bind,
+                transparent: bind.is_some(),
+                mark: self.own_mark(),
             },
             (Self::Inside | Self::OnNode, _) => ClientOptions::default(),
         }

@@ -170,10 +170,18 @@ pub fn send_from(
 
 /// A nonblocking socket in `netns` that exchanges datagrams with `server` alone, from a port that the kernel chooses at random,
 /// and from the address `source` if it is of the server's family. Leaves the calling thread inside `netns`.
-pub fn client(netns: &Netns, server: SocketAddr, source: Option<IpAddr>) -> io::Result<UdpSocket> {
+pub fn client(
+    netns: &Netns,
+    server: SocketAddr,
+    source: Option<IpAddr>,
+    mark: Option<u32>,
+) -> io::Result<UdpSocket> {
     netns.enter()?;
     let kind = Type::DGRAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(server), kind, Some(Protocol::UDP))?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark)?;
+    }
     if let Some(ip) = source.filter(|ip| ip.is_ipv4() == server.is_ipv4()) {
         socket.bind(&SocketAddr::new(ip, 0).into())?;
     }

@@ -18,7 +18,7 @@ use std::{
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown as How, recvmsg, shutdown};
 use redirect::{
     capture::{Applied, Capture, CaptureError, Sockets, VerdictCount, ebpf::EbpfCapture},
-    config::{Backend, CaptureConfig, IptablesVariant, Mode, ProberCgroups},
+    config::{Backend, CaptureConfig, IptablesVariant, Mode, Part, ProberCgroups},
     identity::Identity,
     orig_dst::OrigDstResolver,
     pod::{Pod, PodOptions, PodUid},
@@ -230,6 +230,7 @@ pub fn load(bpffs: &Path, cgroup: &Path) -> EbpfCapture {
 /// With programs on the cgroups of probers.
 pub fn load_with(bpffs: &Path, cgroup: &Path, probers: Vec<PathBuf>) -> EbpfCapture {
     let config = CaptureConfig {
+        part: Part::Whole,
         backend: Backend::Ebpf,
         mode: Mode::Shared,
         iptables: IptablesVariant::Auto,

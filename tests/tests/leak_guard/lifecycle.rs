@@ -7,7 +7,7 @@ use redirect::{
         self, Applied, Capture, Sockets,
         ebpf::{EbpfCapture, guard::AttachBy},
     },
-    config::{Backend, CaptureConfig, IptablesVariant, Mode, ProberCgroups},
+    config::{Backend, CaptureConfig, IptablesVariant, Mode, Part, ProberCgroups},
     identity::Identity,
     pod::{Pod, PodOptions, PodUid},
 };
@@ -249,6 +249,7 @@ fn listener(pod: &redirect_tests::Pod) -> TcpListener {
 
 fn config(daemon: &redirect_tests::DaemonSpec) -> CaptureConfig {
     CaptureConfig {
+        part: Part::Whole,
         backend: Backend::Ebpf,
         iptables: IptablesVariant::Auto,
         mode: Mode::Shared,

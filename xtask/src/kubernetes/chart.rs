@@ -186,8 +186,6 @@ fn settings() -> Value {
             "pullPolicy": "Never",
         },
         "identity": { "source": "devCa", "secretName": SECRET },
-        // The nodes have both versions.
-        "host": { "cgroup": cgroup() },
         "log": "info",
         // Kubernetes 1.20 does not know `maxSurge` here.
         "updateStrategy": {
@@ -196,14 +194,4 @@ fn settings() -> Value {
         },
         "drainSeconds": 5,
     })
-}
-
-/// Where the nodes have their hierarchy of version 2: as this machine.
-fn cgroup() -> &'static str {
-    let alone = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    if alone {
-        "/sys/fs/cgroup"
-    } else {
-        "/sys/fs/cgroup/unified"
-    }
 }

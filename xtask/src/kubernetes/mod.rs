@@ -118,11 +118,15 @@ impl Mesh {
     fn show(&self, report: &mut Report, cluster: &Cluster) -> Result<()> {
         let before = steps::removal::Before::look(cluster)?;
         let chart = Chart::new(cluster, &self.helm)?;
-        if steps::install::show(report, &chart, &self.image, &self.redirect) {
-            steps::capture::show(report, &chart);
+        // What builds upon a step that failed would only fail too, after minutes of waiting.
+        let captured = steps::install::show(report, &chart, &self.image, &self.redirect)
+            && steps::capture::show(report, &chart);
+        if captured {
             steps::lifecycle::show(report, &chart);
+        } else {
+            report.not_shown("pods come and go, daemons are rolled, agents die");
         }
-        steps::removal::show(report, &chart, &before);
+        steps::removal::show(report, &chart, &before, captured);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 pub struct Report {
     started: Instant,
@@ -38,6 +38,13 @@ impl Report {
             self.failed.push(what.to_owned());
         }
         outcome.is_ok()
+    }
+
+    /// What an earlier failure keeps from being shown. It counts as failed.
+    pub fn not_shown(&mut self, what: &str) {
+        self.step(what, || {
+            bail!("not tried, since what it builds upon failed")
+        });
     }
 
     pub fn end(self) -> Result<()> {

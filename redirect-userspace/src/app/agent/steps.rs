@@ -6,15 +6,15 @@ use tokio::time::{Instant, timeout};
 
 use super::{ByUid, Prepared, Task};
 use crate::{
-    app::pods::{PodError, find},
+    app::pods::{PodError, find, have_carried, is_carried},
     capture::Applied,
-    identity::{Identity, IdentityError},
+    identity::IdentityError,
     node::{
         agent::{AgentError, PodEvent},
         reconcile::{Actual, Desired, Step, reconcile},
         source::Source,
     },
-    pod::PodUid,
+    pod::{Pod, PodUid},
 };
 
 /// How long a certificate may take. Afterwards the pod has failed for now; the store goes on asking.
@@ -47,11 +47,15 @@ impl Task {
         }
         let is_complete =
             self.wishes.has_heard(&self.parts.sources) && !self.parts.pods.is_beside_another();
+        if is_complete {
+            self.tell_completeness();
+        }
         for step in reconcile(&desired, &actual, is_complete) {
             self.take(step, &desired).await;
         }
         for uid in &uids {
             if self.wishes.pod(uid).is_none() {
+                self.parts.pods.release_elsewhere(uid);
                 self.failing.succeeded(uid);
                 self.answer(uid, || Err(AgentError::NotWanted(uid.clone())));
             } else if self.waiting.contains_key(uid) && !self.preparing.contains(uid) {
@@ -67,6 +71,13 @@ impl Task {
         self.parts.metrics.pods_failed.set(failed);
     }
 
+    /// Another's proxy may let go of pods that it has not been told of: nobody wants these.
+    fn tell_completeness(&self) {
+        if let Some(server) = self.parts.pods.server() {
+            server.complete(|| self.wishes.uids().chain(&self.held).cloned().collect());
+        }
+    }
+
     async fn take(&mut self, step: Step, desired: &ByUid<Desired>) {
         match step {
             Step::Remove(uid) => self.remove(&uid).await,
@@ -78,10 +89,10 @@ impl Task {
                 }
             },
             Step::Add(uid) | Step::Replace(uid) => {
-                let identity = &desired[&uid].pod.identity;
-                match self.parts.identities.get(identity) {
-                    Ok(_) => self.add(&uid, desired).await,
-                    Err(_) => self.prepare(uid, identity.clone()),
+                let pod = &desired[&uid].pod;
+                match self.is_prepared(pod) {
+                    true => self.add(&uid, desired).await,
+                    false => self.prepare(pod.clone()),
                 }
             }
         }
@@ -124,16 +135,32 @@ impl Task {
         }
     }
 
-    /// Asks for the certificate without waiting for it.
-    fn prepare(&mut self, uid: PodUid, identity: Identity) {
+    /// Whether the pod can be captured at once: our proxy has its certificate, or another's listens in it.
+    fn is_prepared(&self, pod: &Pod) -> bool {
+        match self.parts.pods.server() {
+            Some(server) => is_carried(server, pod),
+            None => self.parts.identities.get(&pod.identity).is_ok(),
+        }
+    }
+
+    /// Asks for that without waiting for it.
+    fn prepare(&mut self, pod: Pod) {
+        let uid = pod.uid.clone();
         if !self.preparing.insert(uid.clone()) {
             return;
         }
         let (identities, sender) = (self.parts.identities.clone(), self.prepared.0.clone());
+        let server = self.parts.pods.server().cloned();
         tokio::spawn(async move {
-            let result = match timeout(CERTIFICATE, identities.prepare(&identity)).await {
-                Ok(result) => result.map(drop),
-                Err(_) => Err(IdentityError::NotPrepared(identity)),
+            let result = match server {
+                Some(server) => have_carried(&server, &pod).await,
+                None => {
+                    let identity = pod.identity;
+                    match timeout(CERTIFICATE, identities.prepare(&identity)).await {
+                        Ok(result) => result.map(drop).map_err(PodError::from),
+                        Err(_) => Err(IdentityError::NotPrepared(identity).into()),
+                    }
+                }
             };
             // The task is gone: nobody needs it.
             _ = sender.send(Prepared { uid, result });
@@ -147,7 +174,7 @@ impl Task {
             // What is wanted may be another thing by now.
             Ok(()) => self.settle(vec![uid]).await,
             Err(error) if self.wishes.pod(&uid).is_some() => {
-                self.failed(&uid, error.into());
+                self.failed(&uid, error);
                 let failed = self.failing.count() as i64;
                 self.parts.metrics.pods_failed.set(failed);
             }
@@ -161,7 +188,10 @@ impl Task {
         for uid in &uids {
             let faults = self.parts.pods.faults(uid);
             if faults.is_empty() {
-                self.damaged.remove(uid);
+                // What is known to fail is said to be good by its next attempt.
+                if self.failing.reason(uid).is_none() {
+                    self.damaged.remove(uid);
+                }
             } else {
                 let differences = faults.join("; ");
                 tracing::warn!(pod = %uid, differences, "capture is not as it was applied");

@@ -5,12 +5,15 @@ use std::{io, path::PathBuf};
 use crate::{
     capture::CaptureError,
     identity::IdentityError,
+    node::zds::server::ServeError,
     proxy::{WorkersError, client_ip::ClientIpError},
 };
 
 /// Why a pod is not captured.
 #[derive(Debug, thiserror::Error)]
 pub enum PodError {
+    #[error(transparent)]
+    Carried(#[from] ServeError),
     #[error("open network namespace {}: {source}", path.display())]
     Netns { path: PathBuf, source: io::Error },
     #[error("network namespace {} is the daemon's own; a pod has one of its own", .0.display())]

@@ -17,6 +17,7 @@ impl Pods {
     /// Lets go of a pod: connections that it makes from now on are as before capture. Those that we carry may go on for as long
     /// as `drain`, and are then reset; [`clean_left`](Self::clean_left) takes away what they needed.
     pub async fn remove(&mut self, uid: &PodUid, drain: Duration, workers: &Workers) {
+        self.release_elsewhere(uid);
         let Some(mut captured) = self.captured.remove(uid) else {
             self.clean(uid);
             return;

@@ -1,7 +1,10 @@
 //! Looking after what was done for captured pods: something else on the node may have flushed it.
 
 use super::Pods;
-use crate::{config::Mode, pod::PodUid, proxy::client_ip};
+use crate::{
+    pod::PodUid,
+    proxy::{client_ip, standpoint::Standpoint},
+};
 
 impl Pods {
     /// Makes good what something else has changed, for at most `most` pods, and tells which; the others' turn comes with
@@ -17,7 +20,7 @@ impl Pods {
         }
         for uid in &uids {
             let context = &self.captured[uid].context;
-            if !context.client_ip || self.mode == Mode::Node {
+            if !context.client_ip || context.standpoint != Standpoint::Inside {
                 continue;
             }
             let repaired = client_ip::apply(&context.netns).map_err(|error| error.to_string());

@@ -6,6 +6,7 @@ use super::{PodError, Pods};
 use crate::{
     app::record::{self, Record},
     capture,
+    config::Part,
     pod::Pod,
     proxy::client_ip,
     sys::netns::Netns,
@@ -14,6 +15,10 @@ use crate::{
 impl Pods {
     /// Remembers where to clean up. Returns the other backends that captured this pod before.
     pub(super) fn record(&self, pod: &Pod) -> Result<BTreeSet<String>, PodError> {
+        // Nothing is done there that could be left; and the path is good in this process only.
+        if self.part == Part::Proxy {
+            return Ok(BTreeSet::new());
+        }
         let path = record::path(&self.records, &pod.uid);
         let fail = |source| PodError::Record {
             path: path.clone(),

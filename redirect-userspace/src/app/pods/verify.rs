@@ -33,10 +33,15 @@ impl Pods {
         if !self.captured.contains_key(uid) {
             return vec!["it is not captured".to_owned()];
         }
-        match self.capture.faults(uid) {
+        let mut faults = match self.capture.faults(uid) {
             Ok(faults) => faults,
             Err(error) => vec![error.to_string()],
+        };
+        if let Some(server) = self.server() {
+            let carried = server.carried(uid).map_err(|error| error.to_string());
+            faults.extend(carried.err());
         }
+        faults
     }
 
     /// Applies the pod's capture once more, where it is.
@@ -44,6 +49,11 @@ impl Pods {
         let Some(captured) = self.captured.get(uid) else {
             return Ok(());
         };
+        if self.server.is_some() {
+            let (pod, netns) = (&captured.context.pod, &captured.netns);
+            self.capture.apply_for_another(pod, netns)?;
+            return Ok(());
+        }
         let Some(listeners) = self.sites.get(&captured.site) else {
             return Ok(());
         };

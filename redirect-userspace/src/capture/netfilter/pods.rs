@@ -32,6 +32,8 @@ pub struct Setting {
     pub probers: ProberCgroups,
     /// Whether the proxy serves DNS.
     pub dns: bool,
+    /// With [`Mode::Shared`]: the proxy is another's, which marks its sockets as Istio's does, and is known by that.
+    pub by_mark: bool,
 }
 
 /// Captures pods by rules in their namespaces, or in mode `node` in the node's.
@@ -43,6 +45,7 @@ pub struct NetfilterCapture {
     predecessor: Option<CgroupPath>,
     exempt_uid: Option<u32>,
     dns: bool,
+    by_mark: bool,
     node: Option<NodeRules>,
     pods: BTreeMap<PodUid, Captured>,
 }
@@ -70,6 +73,7 @@ impl NetfilterCapture {
             predecessor: None,
             exempt_uid: setting.exempt_uid,
             dns: setting.dns,
+            by_mark: setting.by_mark,
             node: node.transpose()?,
             pods: BTreeMap::new(),
         })
@@ -104,10 +108,15 @@ impl NetfilterCapture {
         Ok(families.into_iter().map(|f| needs.plan(f)).collect())
     }
 
-    /// By the proxy's cgroup; in a pod, where that is wanted or the kernel cannot match it, by the user that it runs as.
+    /// By the proxy's cgroup, or by its mark if it is another's; in a pod, where that is wanted or the kernel cannot match it, by the user that it runs as.
     fn choose(&self, pod: &Pod, netns: &Netns) -> Result<(Vec<Plan>, Rules), NetfilterError> {
         if let (Mode::Dedicated, Some(uid)) = (self.mode, self.exempt_uid) {
             let plans = self.plans(pod, netns, Exemption::Uid(uid))?;
+            let rules = Rules::choose(self.tool, netns, &plans)?;
+            return Ok((plans, rules));
+        }
+        if self.by_mark {
+            let plans = self.plans(pod, netns, Exemption::Mark)?;
             let rules = Rules::choose(self.tool, netns, &plans)?;
             return Ok((plans, rules));
         }
@@ -179,15 +188,9 @@ impl NetfilterCapture {
         let pods = others.filter(|pod| Some(&pod.uid) != skipped).chain(added);
         node.apply(pods)
     }
-}
 
-impl Capture for NetfilterCapture {
-    fn apply(
-        &mut self,
-        pod: &Pod,
-        netns: &Netns,
-        _sockets: &Sockets<'_>,
-    ) -> Result<Applied, CaptureError> {
+    /// By what the rules say, and no socket.
+    fn redirect(&mut self, pod: &Pod, netns: &Netns) -> Result<Applied, CaptureError> {
         if pod.cgroup_only.is_some() {
             return Err(CaptureError::CgroupOnly);
         }
@@ -219,6 +222,21 @@ impl Capture for NetfilterCapture {
                 Err(error.into())
             }
         }
+    }
+}
+
+impl Capture for NetfilterCapture {
+    fn apply(
+        &mut self,
+        pod: &Pod,
+        netns: &Netns,
+        _: &Sockets<'_>,
+    ) -> Result<Applied, CaptureError> {
+        self.redirect(pod, netns)
+    }
+
+    fn apply_for_another(&mut self, pod: &Pod, netns: &Netns) -> Result<Applied, CaptureError> {
+        self.redirect(pod, netns)
     }
 
     fn clean(&mut self, uid: &PodUid) -> Result<(), CaptureError> {

@@ -84,6 +84,7 @@ prop_compose! {
             node, trust_domain, cluster_id, network, state_dir, workloads,
             workers: NonZeroUsize::new(workers).unwrap(),
             capture: CaptureConfig {
+                part: Part::Whole,
                 backend: if ebpf { Backend::Ebpf } else { Backend::None },
                 mode: Mode::Shared, iptables: IptablesVariant::Auto, leak_guard: true,
                 probers: ProberCgroups::Auto, bpffs, mount_bpffs: true, abi: redirect_common::ABI_VERSION, cgroup, exempt_uid: None, events, detach_on_exit,

@@ -59,6 +59,26 @@ impl Hierarchy {
         find(&self.0, "", look, DEPTH, is_it).map(|below| self.0.join(below))
     }
 
+    /// Makes the cgroup that has its like in a hierarchy of version 1 beside this one.
+    ///
+    /// Where both versions are, kubelet makes a pod's cgroup in version 1 alone; the runtime makes the one here with the pod's first
+    /// container, after its network. It takes what is there.
+    pub fn make_like_v1(
+        &self,
+        is_it: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Option<PathBuf>, LocationError> {
+        let beside = self.0.parent().and_then(|above| fs::read_dir(above).ok());
+        let folders = beside.into_iter().flatten().flatten();
+        let mut v1 = folders
+            .map(|entry| entry.path())
+            // Only they have this file.
+            .filter(|root| root.join("cgroup.clone_children").exists());
+        let Some(below) = v1.find_map(|root| find(&root, "", Look::AtPods, DEPTH, is_it)) else {
+            return Ok(None);
+        };
+        make(self.0.join(below)).map(Some)
+    }
+
     /// The cgroup that a bare runtime will use for a container, if it is known.
     pub fn expected(&self, host: &HostPaths, container_id: &str) -> Option<PathBuf> {
         let pattern = host.container_cgroup.as_deref()?;
@@ -76,15 +96,18 @@ impl Hierarchy {
         host: &HostPaths,
         container_id: &str,
     ) -> Result<Option<PathBuf>, LocationError> {
-        let Some(path) = self.expected(host, container_id) else {
-            return Ok(None);
-        };
-        fs::create_dir_all(&path).map_err(|source| LocationError::Io {
+        self.expected(host, container_id).map(make).transpose()
+    }
+}
+
+fn make(path: PathBuf) -> Result<PathBuf, LocationError> {
+    match fs::create_dir_all(&path) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(LocationError::Io {
             call: "create the cgroup",
-            path: path.clone(),
+            path,
             source,
-        })?;
-        Ok(Some(path))
+        }),
     }
 }
 
@@ -142,6 +165,26 @@ fn widest(mountinfo: &str, below: Option<&Path>) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_that_kubelet_made_in_version_1_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |below: &str| folder.path().join(below);
+        let pod = "kubepods/besteffort/pod28c545ad-6490-4553-8314-6d20a06440dc";
+        fs::create_dir_all(at("unified/kubepods/besteffort")).unwrap();
+        fs::create_dir_all(at("cpu").join(pod).join("container")).unwrap();
+        fs::create_dir_all(at("other/kubepods/besteffort/pod1")).unwrap();
+        fs::write(at("cpu/cgroup.clone_children"), "0").unwrap();
+        let hierarchy = Hierarchy::at(&at("unified"));
+        let is =
+            |key: &'static str| move |below: &str| name::pod_key(below).is_some_and(|k| k == key);
+
+        let made = hierarchy.make_like_v1(&mut is("28c545ad-6490-4553-8314-6d20a06440dc"));
+        assert_eq!(made.unwrap(), Some(at("unified").join(pod)));
+        assert!(at("unified").join(pod).is_dir());
+        // What is no hierarchy of version 1 is not looked at.
+        assert_eq!(hierarchy.make_like_v1(&mut is("1")).unwrap(), None);
+    }
 
     #[test]
     fn the_mount_that_shows_most() {

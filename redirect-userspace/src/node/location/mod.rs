@@ -97,7 +97,8 @@ pub enum LocationError {
 
 /// The cgroup of a sandbox that a runtime has just made, at the level of the pod.
 ///
-/// Kubelet makes a pod's cgroup before its sandbox, by its uid, or for a static pod by the hash of its manifest. Without a uid it
+/// Kubelet makes a pod's cgroup before its sandbox, by its uid, or for a static pod by the hash of its manifest; where version 1 is
+/// beside version 2, only there, and the one of version 2 is made here. Without a uid it
 /// is a bare runtime's container: its cgroup may be there, or is made here if its path is known beforehand (docs/adr/0021).
 pub fn cgroup_of(
     host: &HostPaths,
@@ -109,15 +110,18 @@ pub fn cgroup_of(
     let hierarchy = Hierarchy::of(host)?;
     if let Some(uid) = pod_uid {
         let keys = [Some(uid), config_hash];
-        let is_it = |key: &str| keys.iter().flatten().any(|wanted| *wanted == key);
-        return hierarchy
-            .find(Look::AtPods, &mut |below| {
-                name::pod_key(below).is_some_and(|key| is_it(&key))
-            })
-            .ok_or_else(|| LocationError::NoPodCgroup {
-                uid: uid.to_owned(),
-                root: hierarchy.root().to_owned(),
-            });
+        let mut is_it = |below: &str| {
+            let key = name::pod_key(below);
+            key.is_some_and(|key| keys.iter().flatten().any(|wanted| *wanted == key))
+        };
+        let found = match hierarchy.find(Look::AtPods, &mut is_it) {
+            Some(found) => Some(found),
+            None => hierarchy.make_like_v1(&mut is_it)?,
+        };
+        return found.ok_or_else(|| LocationError::NoPodCgroup {
+            uid: uid.to_owned(),
+            root: hierarchy.root().to_owned(),
+        });
     }
     let by_name = hierarchy.find(Look::Everywhere, &mut |below| {
         name::last(below).is_some_and(|last| name::is_container(last, container_id))

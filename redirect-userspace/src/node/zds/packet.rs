@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -95,11 +95,5 @@ impl Peer {
 impl From<UnixSeqpacket> for Peer {
     fn from(socket: UnixSeqpacket) -> Self {
         Self { socket }
-    }
-}
-
-impl AsRawFd for Peer {
-    fn as_raw_fd(&self) -> i32 {
-        self.socket.as_raw_fd()
     }
 }

@@ -2,7 +2,7 @@
 //! and pods beside the mesh are left alone.
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::plain::{OUTSIDE, call};
 use crate::kubernetes::{
@@ -19,16 +19,20 @@ pub const MESH: &str = "shop";
 const ENROLLED: (&str, &str) = ("istio.io/dataplane-mode", "ambient");
 const HBONE: u16 = 15008;
 
-pub fn show(report: &mut Report, chart: &Chart<'_>) {
+/// Whether pods were captured, so that more can be shown of them.
+pub fn show(report: &mut Report, chart: &Chart<'_>) -> bool {
     let cluster = chart.cluster;
-    report.step(
+    let captured = report.step(
         "pods of an enrolled namespace start, and kubelet's probe reaches the server",
         || start(cluster),
-    );
-    report.step(
+    ) && report.step(
         "they are captured: the node agents list them, and their annotation says so",
         || listed(chart),
     );
+    if !captured {
+        report.not_shown("HBONE on the wire, identities, pods beside the mesh, policies");
+        return false;
+    }
     report.step(
         "a call to the other node is HBONE on the wire, and the server sees the client's address",
         || hbone(cluster),
@@ -39,6 +43,7 @@ pub fn show(report: &mut Report, chart: &Chart<'_>) {
         "policies hold, and kubelet's probes pass none the less",
         || policy(chart),
     );
+    true
 }
 
 fn start(cluster: &Cluster) -> Result<String> {
@@ -146,25 +151,67 @@ fn outsider(chart: &Chart<'_>) -> Result<String> {
     Ok("plaintext as before, in no list, without annotation".to_owned())
 }
 
-/// The chart gives the daemons a file of policies besides the API: nobody may connect to the server but the client.
+/// Policies are in the file of workloads, which the chart can give to the daemons instead of the API's: only pods of the mesh may
+/// connect to the server.
 fn policy(chart: &Chart<'_>) -> Result<String> {
     let cluster = chart.cluster;
     let server = cluster.ready(MESH, "server")?;
-    let to = format!("{server}:8080");
-    call(cluster, MESH, "client", &to)?;
-    let refused = call(cluster, OUTSIDE, "client", &to);
+    let workloads = [("client", "node-a"), ("server", "node-b")].map(|(name, node)| {
+        let address = cluster.ready(MESH, name)?;
+        Ok(json!({
+            "uid": format!("Kubernetes//v1/Pod/{MESH}/{name}"),
+            "name": name,
+            "namespace": MESH,
+            "serviceAccount": name,
+            "workloadIps": [address],
+            "protocol": "HBONE",
+            "node": node,
+        }))
+    });
+    let workloads: Vec<Value> = workloads.into_iter().collect::<Result<_>>()?;
+    let policy = json!({
+        "name": "mesh-only",
+        "namespace": MESH,
+        "scope": "Namespace",
+        "action": "Allow",
+        "rules": [[[{ "namespaces": [{ "Exact": MESH }] }]]],
+    });
+    let file = json!({ "workloads": workloads, "policies": [policy] }).to_string();
+    for node in &cluster.nodes {
+        let (here, there) = node.shared("workloads.yaml");
+        std::fs::write(here, &file)?;
+        node.shell(&format!(
+            "mkdir -p /etc/redirect && cp {} /etc/redirect/",
+            there.display()
+        ))?;
+    }
+    chart.upgrade(&["--set", "workloadsFromKubernetes=false"])?;
+    let judged = chart
+        .rolled_out()
+        .and_then(|()| judged(cluster, &format!("{server}:8080")));
+    chart.upgrade(&[])?;
+    chart.rolled_out()?;
+    judged
+}
+
+fn judged(cluster: &Cluster, to: &str) -> Result<String> {
+    call(cluster, MESH, "client", to)?;
+    let refused = call(cluster, OUTSIDE, "client", to);
     ensure!(
         refused.is_err(),
         "{OUTSIDE}/client connected, which has no identity"
     );
     // A probe per second: it would fail three times in this time.
-    let restarts = |cluster: &Cluster| -> Result<String> {
+    let conditions = || -> Result<String> {
         let pod = cluster.get(MESH, "pod", "server")?;
         Ok(pod["status"]["conditions"].to_string())
     };
-    let before = restarts(cluster)?;
+    let before = conditions()?;
     let started = std::time::Instant::now();
     wait::until("five probes", 30, || started.elapsed().as_secs() >= 5)?;
-    same("the server's conditions", &restarts(cluster)?, &before)?;
-    Ok("the client may, a pod without identity may not, and the server stayed ready".to_owned())
+    same("the server's conditions", &conditions()?, &before)?;
+    Ok(
+        "the client may, a pod without identity may not, and the server stayed ready by its probe"
+            .to_owned(),
+    )
 }

@@ -49,11 +49,17 @@ impl Before {
     }
 }
 
-pub fn show(report: &mut Report, chart: &Chart<'_>, before: &Before) {
+/// `captured`: whether there are pods that were.
+pub fn show(report: &mut Report, chart: &Chart<'_>, before: &Before, captured: bool) {
     report.step("uninstalled, the nodes are as before", || {
         removed(chart, before)
     });
-    report.step("the pods go on, in plaintext", || released(chart.cluster));
+    let released_pods = "the pods go on, in plaintext";
+    if captured {
+        report.step(released_pods, || released(chart.cluster));
+    } else {
+        report.not_shown(released_pods);
+    }
 }
 
 fn removed(chart: &Chart<'_>, before: &Before) -> Result<String> {

@@ -52,7 +52,7 @@ pub enum ServeError {
 impl Server {
     /// Listens at `path`, in place of what listened there before. Needs a runtime.
     pub fn start(path: &Path) -> Result<Self, ServeError> {
-        let listener = socket::listen(path)?;
+        let (listener, place) = socket::listen(path)?;
         let server = Self {
             shared: Arc::new(Shared {
                 path: path.to_owned(),
@@ -60,7 +60,7 @@ impl Server {
                 complete: watch::Sender::new(None),
             }),
         };
-        tokio::spawn(peer::accept(server.clone(), listener));
+        tokio::spawn(peer::accept(server.clone(), listener, place));
         Ok(server)
     }
 
@@ -101,12 +101,22 @@ impl Server {
 
     /// All pods that there are have been added, save those in `keep`, which may yet be: proxies let go of all others. Until
     /// this is said they keep what they have.
-    pub fn complete(&self, keep: Vec<PodUid>) {
+    pub fn complete(&self, keep: impl FnOnce() -> Vec<PodUid>) {
         self.shared.complete.send_if_modified(|complete| {
             let is_first = complete.is_none();
-            complete.get_or_insert(keep);
+            complete.get_or_insert_with(keep);
             is_first
         });
+    }
+
+    /// Whether the newest proxy carries the pod as this.
+    pub fn carries(&self, uid: &PodUid, workload: &Workload, netns: &Netns) -> bool {
+        self.state().carries(uid, workload, netns)
+    }
+
+    /// Whether proxies are told of the pod.
+    pub fn knows(&self, uid: &PodUid) -> bool {
+        self.state().has(uid)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -16,6 +16,7 @@ use super::{
         packet::{Packet, Peer},
     },
     Server,
+    socket::Place,
     state::{Order, PeerId, Wish},
 };
 use crate::pod::PodUid;
@@ -46,7 +47,7 @@ enum Ended {
 }
 
 /// Accepts proxies for as long as the runtime lives.
-pub async fn accept(server: Server, mut listener: UnixSeqpacketListener) {
+pub async fn accept(server: Server, mut listener: UnixSeqpacketListener, _place: Place) {
     let places = Arc::new(Semaphore::new(MOST));
     loop {
         let peer = match listener.accept().await {

@@ -2,16 +2,32 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
-    path::Path,
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
 };
 
 use tokio_seqpacket::UnixSeqpacketListener;
 
 use super::ServeError;
 
+/// The file of a socket, which is removed when this is dropped, unless another has taken its place.
+pub struct Place {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let is_ours = fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode);
+        if is_ours {
+            // Without a listener it only looks as if somebody were there.
+            _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 /// Listens at `path`, for root alone. What listened there before does so no more, and nobody finds nothing there in between.
-pub fn listen(path: &Path) -> Result<UnixSeqpacketListener, ServeError> {
+pub fn listen(path: &Path) -> Result<(UnixSeqpacketListener, Place), ServeError> {
     let at = |call| {
         let path = path.to_owned();
         move |source| ServeError::Socket { call, path, source }
@@ -37,6 +53,8 @@ pub fn listen(path: &Path) -> Result<UnixSeqpacketListener, ServeError> {
     let listener = UnixSeqpacketListener::bind(staged).map_err(at("listen at"))?;
     fs::set_permissions(staged, fs::Permissions::from_mode(0o600))
         .map_err(at("set the permissions of"))?;
+    let inode = fs::symlink_metadata(staged).map_err(at("look at"))?.ino();
     fs::rename(staged, path).map_err(at("listen at"))?;
-    Ok(listener)
+    let path = path.to_owned();
+    Ok((listener, Place { path, inode }))
 }

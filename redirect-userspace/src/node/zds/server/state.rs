@@ -52,12 +52,7 @@ pub enum Answer {
 
 impl State {
     pub fn add(&mut self, uid: &PodUid, workload: Workload, netns: Netns) -> Answer {
-        let same = |served: &Served| {
-            served.netns.inode() == netns.inode()
-                && served.workload == workload
-                && served.carried.is_ok()
-        };
-        if self.pods.get(uid).is_some_and(same) {
+        if self.carries(uid, &workload, &netns) {
             return Answer::Known;
         }
         let wish = Wish::Add(uid.clone(), workload.clone(), netns.clone());
@@ -77,6 +72,15 @@ impl State {
         self.pods.remove(uid);
         let del = |peer: &Connected| peer.order(Wish::Del(uid.clone()));
         self.peers.iter().map(del).collect()
+    }
+
+    pub fn carries(&self, uid: &PodUid, workload: &Workload, netns: &Netns) -> bool {
+        let same = |served: &Served| {
+            served.netns.inode() == netns.inode()
+                && served.workload == *workload
+                && served.carried.is_ok()
+        };
+        self.pods.get(uid).is_some_and(same)
     }
 
     pub fn has(&self, uid: &PodUid) -> bool {
