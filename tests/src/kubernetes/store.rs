@@ -104,7 +104,10 @@ impl Store {
 
     pub fn bookmark(&mut self) {
         self.version += 1;
-        let meta = json!({"metadata": {"resourceVersion": self.version.to_string()}});
+        let meta = json!({
+            "kind": "Any", "apiVersion": "v1",
+            "metadata": {"resourceVersion": self.version.to_string()},
+        });
         self.record("", WatchEvent::Bookmark, meta);
     }
 
