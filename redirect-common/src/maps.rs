@@ -285,7 +285,7 @@ pub mod pod_flags {
     /// A guard is on the pod's interfaces: what is let pass has to be marked.
     pub const GUARDED: u32 = 1 << 16;
     /// Several workloads share the namespace: whose a connection is, the caller's cgroup says (`rdr_sharers`).
-    pub const BY_CGROUP: u32 = 1 << 24;
+    pub const BY_CGROUP: u32 = 1 << 17;
 }
 
 /// Bits of [`InboundEntry::flags`].

@@ -38,9 +38,7 @@ pub struct DaemonSpec {
     config: Value,
     pods: Vec<Value>,
     args: Vec<String>,
-    /// For one start alone.
     once: Vec<String>,
-    /// The name of its cgroup.
     cgroup: String,
     environment: Vec<(String, String)>,
     binary: PathBuf,
@@ -376,10 +374,8 @@ impl Daemon {
             .lines()
             .find_map(|line| line.strip_prefix("VmRSS:"))
             .expect("VmRSS in status");
-        line.trim()
-            .trim_end_matches(" kB")
-            .parse()
-            .expect("a number")
+        let kib = line.trim().trim_end_matches(" kB");
+        kib.parse().expect("a number")
     }
 
     /// CPU time used until now, user and system of all threads.
@@ -391,11 +387,8 @@ impl Daemon {
             .collect();
         let ticks: u64 =
             fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime");
-        let per_second = sysconf(SysconfVar::CLK_TCK)
-            .ok()
-            .flatten()
-            .unwrap_or(100)
-            .cast_unsigned();
+        let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten();
+        let per_second = per_second.unwrap_or(100).cast_unsigned();
         Duration::from_millis(ticks * 1000 / per_second)
     }
 

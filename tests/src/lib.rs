@@ -28,6 +28,7 @@ pub mod demo;
 pub mod exchange;
 pub mod hbone;
 mod http;
+pub mod kubernetes;
 pub mod leftovers;
 mod mesh;
 mod metrics;

@@ -378,13 +378,22 @@ fn what_cannot_be_done_on_the_node_is_refused_with_the_reason() {
     bed.workloads().write();
     let exempt = pod.container("sidecar");
     std::fs::create_dir_all(&exempt).expect("make a cgroup");
-    let daemon = node
+    let mut daemon = node
         .daemon()
         .config(mode_node())
         .capture_with(&pod, json!({ "exemptCgroups": [exempt] }))
         .start();
     daemon.wait_log("the reason", |line| {
         line.contains("cannot capture pod") && line.contains("exemptCgroups")
+    });
+    daemon.stop();
+    let daemon = node
+        .daemon()
+        .config(mode_node())
+        .capture_with(&pod, json!({ "cgroupOnly": {} }))
+        .start();
+    daemon.wait_log("the reason", |line| {
+        line.contains("`cgroupOnly` needs capture.backend: ebpf and capture.mode: shared")
     });
 }
 
@@ -405,4 +414,50 @@ fn a_pod_can_be_captured_in_one_mode_after_the_other() {
         assert_ne!(peer, own, "not captured in mode {mode}");
         daemon.stop();
     }
+}
+
+/// Somebody sets the network up anew, or cleans up what he does not know.
+#[test]
+fn what_somebody_takes_from_the_node_is_put_back() {
+    let mesh = mesh();
+    let server = greeter(&mesh.server, 8080);
+    let dst = mesh.server.at(8080);
+    seen(&server, &mesh.client, dst);
+    let node = mesh.a.netns();
+    let pins = mesh.daemon_a.spec().bpffs();
+    let detach = format!(
+        "find {} -name 'from-pod-*' -exec bpftool link detach pinned {{}} ';'",
+        pins.display()
+    );
+    for (command, words) in [
+        ("ip link del redirect0", "redirect0 was not there"),
+        ("ip rule del pref 5", "the rule for table 115 was missing"),
+        (
+            "ip -6 route flush table 115",
+            "the route in table 115 was missing",
+        ),
+        (
+            "nft delete table inet redirect-node",
+            "the rules that keep connection tracking off were missing",
+        ),
+        (
+            "echo 1 > /proc/sys/net/ipv4/tcp_early_demux",
+            "tcp_early_demux was not 0",
+        ),
+        (detach.as_str(), "was not captured"),
+    ] {
+        let from = mesh.daemon_a.process().line_count();
+        shown(node, command);
+        mesh.daemon_a
+            .process()
+            .signal(nix::sys::signal::Signal::SIGHUP);
+        mesh.daemon_a.wait_log_from(from, "a repair", |line| {
+            line.contains("again as it was applied") && line.contains(words)
+        });
+        for dst in [dst, mesh.server.at6(8080)] {
+            let (peer, own) = seen(&server, &mesh.client, dst);
+            assert_ne!(peer, own, "not through the proxies after {command}");
+        }
+    }
+    assert_eq!(mesh.wall.leaked(), 0);
 }

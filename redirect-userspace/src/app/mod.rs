@@ -92,7 +92,14 @@ async fn daemon(
     let defaults = Defaults {
         trust_domain: config.trust_domain.clone(),
     };
-    tokio::spawn(workloads.clone().watch(config.workloads.clone(), defaults));
+    let kubernetes = sources::kubernetes(&config).await?;
+    match (&config.workloads, &kubernetes) {
+        (Some(file), _) => {
+            tokio::spawn(workloads.clone().watch(file.clone(), defaults));
+        }
+        (None, Some(kubernetes)) => kubernetes.feed(workloads.clone()),
+        (None, None) => unreachable!("the configuration names a file unless the API is asked"),
+    }
 
     // Else connections would come to a daemon that holds or refuses them.
     if shift.is_taking_over() && workloads.wait_ready(FIRST_WORKLOADS).await.is_none() {
@@ -146,7 +153,8 @@ async fn daemon(
     let backend = pods.backend();
     let (agent, orders) = Agent::new();
     let sources = sources::of(&config);
-    let (enrolment, attachments) = (sources::enrolment(&config)?, sources::attachments(&config)?);
+    let enrolment = sources::enrolment(&config, kubernetes, &agent);
+    let attachments = sources::attachments(&config)?;
     sources::follow_zds(&config, &agent);
     let (asked, pods_wanted) = (agent.clone(), config.pods.clone());
     let serve = || sources::serve_socket(&config, &asked, enrolment.clone(), attachments.clone());

@@ -10,6 +10,7 @@ use crate::{
         agent::Agent,
         attachments::Attachments,
         by_cni::ByCni,
+        kubernetes::{Connected, Settings},
         requests::{Parts, Requests},
         socket::{Limits, Socket},
         source::{Enrolment, Source},
@@ -37,15 +38,28 @@ fn has_socket(config: &Config) -> bool {
     config.agent.socket.is_some() && config.capture.mode != Mode::Dedicated
 }
 
-/// Whom the CNI plugin's requests ask.
-pub fn enrolment(config: &Config) -> anyhow::Result<Arc<dyn Enrolment>> {
-    if config.agent.kubernetes.is_some() {
-        anyhow::bail!("agent.kubernetes: this build cannot ask the Kubernetes API");
+/// The Kubernetes API, if it is to be asked.
+pub async fn kubernetes(config: &Config) -> anyhow::Result<Option<Connected>> {
+    let Some(settings) = Settings::of(config) else {
+        return Ok(None);
+    };
+    let connected = Connected::new(settings).await.context("agent.kubernetes")?;
+    Ok(Some(connected))
+}
+
+/// Whom the CNI plugin's requests ask. With the Kubernetes API, the agent is told of its pods from now on.
+pub fn enrolment(
+    config: &Config,
+    kubernetes: Option<Connected>,
+    agent: &Agent,
+) -> Arc<dyn Enrolment> {
+    if let Some(connected) = kubernetes {
+        return connected.keep(agent.clone());
     }
-    Ok(Arc::new(ByCni {
+    Arc::new(ByCni {
         config: config.agent.cni.clone(),
         trust_domain: config.trust_domain.clone(),
-    }))
+    })
 }
 
 /// Serves the CNI plugin and the command line, if there is to be a socket. To be called inside the daemon's runtime.

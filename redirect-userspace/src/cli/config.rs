@@ -63,23 +63,25 @@ impl Check {
         let defaults = Defaults {
             trust_domain: config.trust_domain.clone(),
         };
-        let workloads = if exists(&config.workloads) {
-            match Workloads::load(&config.workloads, &defaults) {
-                Ok(workloads) => Some(workloads),
+        let workloads = match config.workloads.as_deref() {
+            Some(path) if exists(path) => match Workloads::load(path, &defaults) {
+                Ok(workloads) => Some((path, workloads)),
                 Err(error) => {
                     writeln!(out, "{error}")?;
                     return Ok(ExitCode::FAILURE);
                 }
+            },
+            Some(path) => {
+                warnings.push(format!(
+                    "workloads: {} does not exist (yet)",
+                    path.display()
+                ));
+                None
             }
-        } else {
-            warnings.push(format!(
-                "workloads: {} does not exist (yet)",
-                config.workloads.display()
-            ));
-            None
+            None => None,
         };
-        if let Some(workloads) = &workloads {
-            let name = config.workloads.display();
+        if let Some((path, workloads)) = &workloads {
+            let name = path.display();
             warnings.extend(
                 workloads
                     .warnings()
@@ -88,7 +90,8 @@ impl Check {
             );
         }
         writeln!(out, "ok")?;
-        summarise(out, &config, workloads.as_ref())?;
+        let workloads = workloads.as_ref().map(|(_, workloads)| workloads);
+        summarise(out, &config, workloads)?;
         for warning in warnings {
             writeln!(out, "warning: {warning}")?;
         }

@@ -88,16 +88,14 @@ struct Single {
 
 /// The list with `entry` as its last plugin, and no other entry of ours. `None` if it is like that already.
 pub fn insert(list: &str, entry: &Entry) -> Result<Option<String>, ConflistError> {
+    let is_installed = is_installed(list, entry)?;
     let Versions { one, several } = serde_json::from_str(list)?;
+    let mut versions = several.iter().chain(&one);
     // With another one no pod would start.
-    if !several
-        .iter()
-        .chain(&one)
-        .any(|version| VERSIONS.contains(&version.as_str()))
-    {
+    if !versions.any(|version| VERSIONS.contains(&version.as_str())) {
         return Err(ConflistError::Version);
     }
-    if is_installed(list, entry)? {
+    if is_installed {
         return Ok(None);
     }
     let without = match remove(list)? {

@@ -36,8 +36,8 @@ pub struct Config {
     pub workers: NonZeroUsize,
     /// What `redirect` keeps while it runs (lock file, development certificates): a directory.
     pub state_dir: PathBuf,
-    /// The local workload file, reloaded when it changes.
-    pub workloads: PathBuf,
+    /// The local workload file, reloaded when it changes; `None`: the Kubernetes API says what the mesh is.
+    pub workloads: Option<PathBuf>,
     pub capture: CaptureConfig,
     pub proxy: ProxyConfig,
     pub hbone: HboneConfig,

@@ -62,8 +62,11 @@ impl Reader<'_> {
             }
         });
         let workers = self.workers(f);
-        let state_dir = self.path(f, "stateDir", "REDIRECT_STATE_DIR", Some("/run/redirect"));
-        let workloads = self.path(f, "workloads", "REDIRECT_WORKLOADS", None);
+        let state_dir = self.path(f, "stateDir", "REDIRECT_STATE_DIR", "/run/redirect");
+        let agent = section(f, "agent", |f| agent::read(f, state_dir.as_deref()));
+        let kubernetes = agent.as_ref().and_then(|agent| agent.kubernetes.as_ref());
+        let by_api = kubernetes.is_some_and(|kubernetes| kubernetes.workloads);
+        let workloads = self.workloads(f, by_api);
         let mut capture = section(f, "capture", |f| self.capture(f));
         let proxy = section(f, "proxy", |f| Some(proxy(f)));
         let hbone = section(f, "hbone", hbone);
@@ -73,7 +76,6 @@ impl Reader<'_> {
             .as_ref()
             .map_or(Mode::Shared, |capture| capture.mode);
         let admin = section(f, "admin", |f| admin(f, mode));
-        let agent = section(f, "agent", |f| agent::read(f, state_dir.as_deref()));
         if let (Some(capture), Some(agent)) = (&mut capture, &agent) {
             capture.part = agent.zds.part();
             if let Some((field, what)) = agent::misfit(capture) {
@@ -299,17 +301,41 @@ impl Reader<'_> {
         fields: &mut Fields<'_>,
         name: &'static str,
         variable: &'static str,
-        default: Option<&str>,
+        default: &str,
     ) -> Option<PathBuf> {
+        self.optional_path(fields, name, variable)
+            .unwrap_or_else(|| Some(default.into()))
+    }
+
+    /// `None` if nothing is said; `Some(None)` if it is wrong.
+    fn optional_path(
+        &self,
+        fields: &mut Fields<'_>,
+        name: &'static str,
+        variable: &'static str,
+    ) -> Option<Option<PathBuf>> {
         let file = fields.optional(name).map(|node| absolute(&node));
-        match (self.environment(variable), file, default) {
-            (Some(text), ..) => check_absolute(text)
-                .map_err(|what| self.fail::<()>(variable, what))
-                .ok()
-                .map(|()| text.into()),
-            (None, Some(file), _) => file,
-            (None, None, Some(default)) => Some(default.into()),
-            (None, None, None) => self.fail(name, "is missing"),
+        match self.environment(variable) {
+            Some(text) => Some(
+                check_absolute(text)
+                    .map_err(|what| self.fail::<()>(variable, what))
+                    .ok()
+                    .map(|()| text.into()),
+            ),
+            None => file,
+        }
+    }
+
+    /// A file, unless the mesh is what the Kubernetes API says.
+    fn workloads(&self, fields: &mut Fields<'_>, by_api: bool) -> Option<Option<PathBuf>> {
+        match self.optional_path(fields, "workloads", "REDIRECT_WORKLOADS") {
+            Some(path) if !by_api => path.map(Some),
+            None if by_api => Some(None),
+            None => self.fail("workloads", "is missing"),
+            Some(_) => self.fail(
+                "workloads",
+                "and agent.kubernetes.workloads: true exclude each other: the mesh is what a file says, or what the Kubernetes API says",
+            ),
         }
     }
 

@@ -56,7 +56,7 @@ fn the_defaults_are_those_of_the_manual() {
         network: String::new(),
         workers: NonZeroUsize::new(4).unwrap(),
         state_dir: "/run/redirect".into(),
-        workloads: "/w.yaml".into(),
+        workloads: Some("/w.yaml".into()),
         capture: CaptureConfig {
             part: Part::Whole,
             backend: Backend::Auto,
@@ -309,7 +309,7 @@ fn flags_win_over_environment_which_wins_over_the_file() {
         (config.network.as_str(), config.state_dir),
         ("n", "/s".into())
     );
-    assert_eq!(config.workloads, Path::new("/x"));
+    assert_eq!(config.workloads.as_deref(), Some(Path::new("/x")));
     assert_eq!(
         config.log,
         LogConfig {

@@ -14,6 +14,7 @@
 pub mod agent;
 pub mod attachments;
 pub mod by_cni;
+pub mod kubernetes;
 pub mod location;
 pub mod reconcile;
 pub mod remembered;

@@ -22,7 +22,7 @@ pub struct Workloads {
 }
 
 impl Workloads {
-    pub(super) fn new(
+    pub(crate) fn new(
         workloads: Vec<Arc<Workload>>,
         services: Vec<Arc<Service>>,
         policies: Vec<Arc<Policy>>,

@@ -81,7 +81,7 @@ impl Service {
     }
 
     /// Fills `targets` from `endpoints`.
-    pub(super) fn plan_targets(&mut self) {
+    pub(crate) fn plan_targets(&mut self) {
         let mut planned = BTreeMap::<u16, Vec<Targets>>::new();
         for endpoint in self.ready() {
             let workload = &endpoint.workload;

@@ -40,6 +40,7 @@ fn the_next_daemon_adopts_what_it_finds() {
     assert_eq!(fixture.apply(), Applied::Adopted);
     assert_eq!(self::links(&fixture), links, "the links were made anew");
     assert_eq!(fixture.connect(nowhere(), &[]).0.original, Some(nowhere()));
+    fixture.capture().settle().expect("no other daemon runs");
     let proxies = fs::read_dir(pins(&fixture.bpffs).join("proxy")).expect("readable");
     assert_eq!(proxies.count(), 1, "the old proxy's links stay");
 }

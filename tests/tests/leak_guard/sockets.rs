@@ -29,6 +29,45 @@ fn a_process_of_another_cgroup() {
     assert!(server.events("accepted").is_empty());
 }
 
+/// A socket is of the cgroup in which it was made, whoever it is passed to.
+#[test]
+fn a_socket_that_was_passed_in() {
+    let stage = Stage::set();
+    let server = greeter(stage.outsider(), PORT);
+    let seen = Counter::of(stage.outsider(), "tcp dport 9000");
+    let pod = stage.client().container("app");
+    let pod = pod.to_str().expect("text");
+    for (count, (_, dst)) in (1..).zip(stage.ends()) {
+        let args = ["connect", "--nonblocking", "--join", pod, &dst.to_string()];
+        let app = stage.client().app_outside(args);
+        stage.wait_dropped("uncaptured", count);
+        drop(app);
+    }
+    assert_eq!(seen.packets(), 0);
+    assert!(server.events("accepted").is_empty());
+}
+
+/// IP_TRANSPARENT, which CAP_NET_RAW allows: a connection from an address that is not the pod's.
+#[test]
+fn a_source_that_is_not_the_pods() {
+    let stage = Stage::set();
+    let seen = Counter::of(stage.outsider(), "tcp dport 9000");
+    for (source, (_, dst)) in ["203.0.113.9:0", "[2001:db8::9]:0"]
+        .into_iter()
+        .zip(stage.ends())
+    {
+        let dst = dst.to_string();
+        let args = ["connect", "--transparent", "--bind", source, &dst];
+        let command = as_in_a_container(stage.client(), &args);
+        let app = App::new(Process::spawn("transparent", command));
+        let error = app.event("error");
+        assert_eq!((error.str("call"), error.str("name")), ("connect", "EPERM"));
+    }
+    assert_eq!(stage.verdicts("connect4", "refuse", "foreign_source"), 1);
+    assert_eq!(stage.verdicts("connect6", "refuse", "foreign_source"), 1);
+    assert_eq!(seen.packets(), 0);
+}
+
 /// The mark that leads the proxy's connections past capture, on a socket of the pod's.
 #[test]
 fn our_marks_help_nobody() {

@@ -35,7 +35,7 @@ fn with(agent: &str) -> Result<AgentConfig, String> {
 fn everything_can_be_said() {
     let agent = with(
         "{socket: null, host: {proc: /host/proc, cgroup: /host/cgroup, \
-         containerCgroup: 'machine.slice/libpod-{containerId}.scope'}, kubernetes: {kubeconfig: /k, workloads: true}, \
+         containerCgroup: 'machine.slice/libpod-{containerId}.scope'}, kubernetes: {kubeconfig: /k}, \
          cni: {enroll: true, namespace: a, serviceAccount: b}, zds: {serve: /z}}",
     );
     let expected = AgentConfig {
@@ -47,7 +47,7 @@ fn everything_can_be_said() {
         },
         kubernetes: Some(KubernetesConfig {
             kubeconfig: Some("/k".into()),
-            workloads: true,
+            workloads: false,
         }),
         cni: CniEnrolment {
             enroll: true,
@@ -62,6 +62,40 @@ fn everything_can_be_said() {
     assert_eq!(agent.unwrap(), expected);
     let in_cluster = with("{kubernetes: {}}").unwrap().kubernetes.unwrap();
     assert_eq!((in_cluster.kubeconfig, in_cluster.workloads), (None, false));
+}
+
+#[test]
+fn the_mesh_is_what_a_file_says_or_what_the_api_says() {
+    let identity = "identity: {source: devCa, dir: /ca}";
+    for (agent, file, expected) in [
+        ("{}", "workloads: /w", Ok(Some("/w"))),
+        ("{kubernetes: {}}", "workloads: /w", Ok(Some("/w"))),
+        ("{kubernetes: {workloads: true}}", "", Ok(None)),
+        ("{kubernetes: {}}", "", Err("workloads: is missing")),
+        (
+            "{kubernetes: {workloads: true}}",
+            "workloads: /w",
+            Err("exclude each other"),
+        ),
+    ] {
+        let config = parse(&format!("{file}\n{identity}\nagent: {agent}"));
+        match (config, expected) {
+            (Ok(config), Ok(expected)) => {
+                assert_eq!(
+                    config.workloads,
+                    expected.map(PathBuf::from),
+                    "{agent} {file}"
+                );
+            }
+            (Err(error), Err(expected)) => {
+                assert!(
+                    error.to_string().contains(expected),
+                    "{agent} {file}: {error}"
+                );
+            }
+            (config, _) => panic!("{agent} {file}: {config:?}"),
+        }
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn render(config: &Config) -> String {
         config.network,
         config.workers,
         config.state_dir,
-        config.workloads,
+        config.workloads.as_ref().expect("a file"),
     );
     text += &format!(
         "capture: {{backend: {}, bpffs: {:?}, cgroup: {}, events: {}, detachOnExit: {}}}\n",
@@ -81,7 +81,7 @@ prop_compose! {
         let ms = Duration::from_millis;
         let socket = Path::new(&state_dir).join("agent.sock");
         Config {
-            node, trust_domain, cluster_id, network, state_dir, workloads,
+            node, trust_domain, cluster_id, network, state_dir, workloads: Some(workloads),
             workers: NonZeroUsize::new(workers).unwrap(),
             capture: CaptureConfig {
                 part: Part::Whole,

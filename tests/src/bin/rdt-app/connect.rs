@@ -2,8 +2,10 @@
 //! as an `error` event and ends the program, with status 0: the test judges.
 
 use std::{
+    fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr},
+    path::PathBuf,
     str::FromStr,
     time::{Duration, Instant},
 };
@@ -43,6 +45,9 @@ pub struct Args {
     /// Set SO_MARK.
     #[arg(long)]
     mark: Option<u32>,
+    /// Move to this cgroup when the socket is made, which stays of the former one: as if it had been passed in.
+    #[arg(long)]
+    join: Option<PathBuf>,
     /// Ask for Multipath TCP.
     #[arg(long)]
     mptcp: bool,
@@ -97,6 +102,10 @@ impl Connection {
         };
         let socket = Socket::new(Domain::for_address(args.addr), Type::STREAM, Some(protocol))
             .map_err(of("socket"))?;
+        if let Some(cgroup) = &args.join {
+            let pid = std::process::id().to_string();
+            fs::write(cgroup.join("cgroup.procs"), pid).map_err(of("cgroup.procs"))?;
+        }
         if let Some(device) = &args.device {
             socket
                 .bind_device(Some(device.as_bytes()))

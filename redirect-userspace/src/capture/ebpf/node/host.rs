@@ -17,11 +17,11 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use nix::libc;
+use nix::{ifaddrs::getifaddrs, libc, net::if_::InterfaceFlags};
 use redirect_common::node::mark;
 use rtnetlink::{
     LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
+    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage, AddressScope},
@@ -50,6 +50,13 @@ const LOOPBACK: u32 = 1;
 
 const EARLY_DEMUX: &str = "net/ipv4/tcp_early_demux";
 
+/// Of the interface.
+const SYSCTLS: [(&str, &str); 2] = [("rp_filter", "2"), ("accept_local", "1")];
+
+fn sysctl_of_device(name: &str) -> String {
+    format!("net/ipv4/conf/{DEVICE}/{name}")
+}
+
 /// What failed, and on which object.
 pub type Failure = (&'static str, String, io::Error);
 
@@ -61,8 +68,8 @@ fn at(call: &'static str, object: impl ToString) -> impl FnOnce(io::Error) -> Fa
 /// Makes all of it in the calling thread's network namespace, or what is missing; gives the index of the interface.
 pub fn apply() -> Result<u32, Failure> {
     let index = device().map_err(at("make the interface", DEVICE))?;
-    for (name, value) in [("rp_filter", "2"), ("accept_local", "1")] {
-        let name = format!("net/ipv4/conf/{DEVICE}/{name}");
+    for (name, value) in SYSCTLS {
+        let name = sysctl_of_device(name);
         sysctl::write(&name, value).map_err(at("write", &name))?;
     }
     address(index).map_err(at("give an address to", DEVICE))?;
@@ -77,6 +84,56 @@ pub fn apply() -> Result<u32, Failure> {
         }
     }
     Ok(index)
+}
+
+/// In words, what of it is not there, or not as it was made.
+pub fn missing() -> Result<Vec<String>, Failure> {
+    let mut missing = Vec::new();
+    let mut found = getifaddrs().map_err(|errno| at("list", "interfaces")(errno.into()))?;
+    let has_address = found.any(|interface| {
+        let is_up = interface.flags.contains(InterfaceFlags::IFF_UP);
+        let address = interface.address.as_ref();
+        let address = address.and_then(|address| Some(address.as_sockaddr_in()?.ip()));
+        interface.interface_name == DEVICE && is_up && address == Some(ADDRESS)
+    });
+    if !has_address {
+        missing.push(format!("{DEVICE} was not there, or without its address"));
+    }
+    let sysctls = SYSCTLS.map(|(name, value)| (sysctl_of_device(name), value));
+    let demux = (EARLY_DEMUX.to_owned(), "0");
+    for (name, wanted) in sysctls.into_iter().chain([demux]) {
+        if sysctl::read(&name).is_ok_and(|value| value.trim() != wanted) {
+            missing.push(format!("{name} was not {wanted}"));
+        }
+    }
+    for family in families() {
+        let mut question = RuleMessage::default();
+        question.header.family = family;
+        let rules = request(RouteNetlinkMessage::GetRule(question), NLM_F_DUMP);
+        let rules = rules.map_err(at("list", "routing rules"))?;
+        let wanted = rule(family).attributes;
+        let is_ours = |answer: &RouteNetlinkMessage| {
+            matches!(answer, RouteNetlinkMessage::NewRule(rule)
+                if wanted.iter().all(|attribute| rule.attributes.contains(attribute)))
+        };
+        if !rules.iter().any(is_ours) {
+            missing.push(format!(
+                "the rule for table {TABLE} was missing ({family:?})"
+            ));
+        }
+        let routes = request(RouteNetlinkMessage::GetRoute(route(family)), NLM_F_DUMP);
+        let routes = routes.map_err(at("list", "routes"))?;
+        let is_ours = |answer: &RouteNetlinkMessage| {
+            matches!(answer, RouteNetlinkMessage::NewRoute(route)
+                if u32::from(route.header.table) == TABLE && route.header.protocol == PROTOCOL)
+        };
+        if !routes.iter().any(is_ours) {
+            missing.push(format!(
+                "the route in table {TABLE} was missing ({family:?})"
+            ));
+        }
+    }
+    Ok(missing)
 }
 
 /// Takes all of it back. What is gone already is no error.

@@ -7,23 +7,22 @@
 use std::{
     fs,
     net::IpAddr,
-    os::fd::AsFd,
     path::Path,
     sync::{Arc, PoisonError},
 };
 
-use aya::maps::{Array, HashMap, MapData};
+use aya::maps::{HashMap, MapData};
 use redirect_common::{
     guard::rules,
-    maps::{NodeEntry, names},
+    maps::names,
     node::{ON_NODE, RULES_SHIFT},
 };
 
 use super::{
-    super::{Applied, Capture, CaptureError, Delivery, Sockets, VerdictCounters},
+    super::{Applied, Capture, CaptureError, Delivery, Repair, Sockets, VerdictCounters},
     PodNames, counters, events,
     inbound::Inbound,
-    object::{Object, Programs},
+    object::Object,
     pins::{Pins, Place},
     prober::Prober,
     subject::Subject,
@@ -34,20 +33,20 @@ use crate::{
     config::CaptureConfig,
     orig_dst::{LocalAddress, OrigDstResolver},
     pod::{Pod, PodOptions, PodUid},
-    sys::{
-        bpf::{self, Plain, TcxHook},
-        bpffs,
-        cgroup::Cgroup,
-        netns::Netns,
-    },
+    sys::{bpf::TcxHook, bpffs, cgroup::Cgroup, netns::Netns},
 };
 
 mod host;
 mod interface;
+mod prepare;
+mod reassert;
 mod succession;
 mod untracked;
 
+pub use prepare::leave;
+
 use interface::Interface;
+use prepare::{attach, prepare};
 
 /// Of this way of capture, in records of what pods were captured by.
 pub const NAME: &str = "ebpf-node";
@@ -58,17 +57,24 @@ const FROM_POD: &str = "rdr_node_out";
 const TO_POD: &str = "rdr_node_in";
 const LOCAL: &str = "rdr_node_local";
 const RESET: &str = "rdr_node_reset";
+/// Of a pod's interface, with what names of their pins begin with.
+const HOOKS: [(TcxHook, &str, &str); 2] = [
+    (TcxHook::Ingress, FROM_POD, "from-pod"),
+    (TcxHook::Egress, TO_POD, "to-pod"),
+];
 /// Serves every mode.
 const PROBER: &str = "rdr_prober_ops";
 
 pub struct NodeCapture {
     object: Object,
     own: Cgroup,
-    state: Array<MapData, Plain<NodeEntry>>,
+    state: prepare::State,
     pins: Pins,
     tables: Tables,
     inbound: Inbound,
     interfaces: HashMap<MapData, u32, u64>,
+    /// Namespaces of the pods that this daemon applied.
+    applied: std::collections::HashMap<PodUid, Netns>,
     counters: VerdictCounters,
     events: bool,
     names: PodNames,
@@ -106,6 +112,7 @@ impl NodeCapture {
             tables,
             inbound,
             interfaces,
+            applied: std::collections::HashMap::new(),
             counters,
             events: config.events,
             names: PodNames::default(),
@@ -163,10 +170,7 @@ impl NodeCapture {
         interface: &Interface,
     ) -> Result<Applied, CaptureError> {
         let mut applied = Applied::Adopted;
-        for (hook, program, pin) in [
-            (TcxHook::Ingress, FROM_POD, "from-pod"),
-            (TcxHook::Egress, TO_POD, "to-pod"),
-        ] {
+        for (hook, program, pin) in HOOKS {
             let pin = directory.join(format!("{pin}-{}", interface.index));
             let done = attach(self.object.programs(), program, &pin, hook, interface)?;
             if done == Applied::Attached {
@@ -216,17 +220,11 @@ impl Capture for NodeCapture {
             return Err(CaptureError::CgroupOnly);
         }
         check(&pod.options)?;
-        let interfaces = interface::leading_to(netns.as_fd()).map_err(|error| {
-            CaptureError::kernel(
-                "find the node's interface of network namespace",
-                netns.path().display(),
-                &error,
-            )
-        })?;
+        let interfaces = interfaces_of(netns)?;
         if interfaces.is_empty() {
             return Err(no_interface(netns));
         }
-        let key = ON_NODE | netns.inode();
+        let key = key_of(netns);
         let subject = Subject {
             pod,
             netns,
@@ -251,10 +249,12 @@ impl Capture for NodeCapture {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(key, pod.uid.clone());
+        self.applied.insert(pod.uid.clone(), netns.clone());
         Ok(applied)
     }
 
     fn clean(&mut self, uid: &PodUid) -> Result<(), CaptureError> {
+        self.applied.remove(uid);
         let places = self.pins.places(uid)?;
         let mut errors: Vec<_> = self.pins.remove_pod(uid).err().into_iter().collect();
         for place in places {
@@ -265,6 +265,10 @@ impl Capture for NodeCapture {
                 .remove(&place.netns_cookie);
         }
         CaptureError::collect(errors)
+    }
+
+    fn reassert(&mut self, pods: &[PodUid]) -> Vec<Repair> {
+        self.look_after(pods)
     }
 
     fn inspect(&self) -> Result<Vec<PodUid>, CaptureError> {
@@ -310,106 +314,19 @@ impl Capture for NodeCapture {
     }
 }
 
-/// Makes on the node what all pods need. What was changed is kept in a pinned map, for whoever takes it back.
-fn prepare(
-    state: &mut Array<MapData, Plain<NodeEntry>>,
-    programs: &Programs,
-    directory: &Path,
-) -> Result<(), CaptureError> {
-    let mut entry = state.get(&0, 0).map(|entry| entry.0).unwrap_or_default();
-    let device = host::apply().map_err(failed)?;
-    match untracked::apply() {
-        Ok(true) => {}
-        Ok(false) => tracing::warn!(
-            "neither nft nor iptables is here: if this node translates the addresses of services (kube-proxy), connections to them go astray"
-        ),
-        Err(error) => {
-            return Err(failed((
-                "keep connection tracking off",
-                "the delivered packets".into(),
-                std::io::Error::other(error),
-            )));
-        }
-    }
-    fs::create_dir_all(directory)
-        .map_err(|error| CaptureError::kernel("create", directory.display(), &error))?;
-    let interface = Interface {
-        index: device,
-        name: host::DEVICE.to_owned(),
-    };
-    for (program, pin) in [(LOCAL, "node_local"), (RESET, "node_reset")] {
-        let pin = directory.join(pin);
-        attach(programs, program, &pin, TcxHook::Ingress, &interface)?;
-    }
-    if host::stop_early_demux().map_err(failed)? {
-        entry.early_demux = 1;
-    }
-    entry.device = device;
-    state
-        .set(0, Plain(entry), 0)
-        .map_err(at(names::NODE, "the node's state"))
+/// By which the programs know the pod of a namespace.
+fn key_of(netns: &Netns) -> u64 {
+    ON_NODE | netns.inode()
 }
 
-/// Takes back what [`prepare`] made, if it did, with the record of that in the pins below `bpffs`.
-pub fn leave(bpffs: &Path) -> Result<(), CaptureError> {
-    Pins::every(bpffs)?.iter().try_for_each(leave_version)
-}
-
-fn leave_version(pins: &Pins) -> Result<(), CaptureError> {
-    let Ok(map) = MapData::from_pin(pins.map(names::NODE)) else {
-        return Ok(());
-    };
-    let state = Array::<_, Plain<NodeEntry>>::try_from(aya::maps::Map::Array(map));
-    let mut state = state.map_err(|error| CaptureError::kernel("use map", names::NODE, &error))?;
-    let entry = state.get(&0, 0).map(|entry| entry.0).unwrap_or_default();
-    if entry.device == 0 {
-        return Ok(());
-    }
-    let mut errors: Vec<_> = host::clean().map_err(failed).err().into_iter().collect();
-    if let Err(error) = untracked::clean() {
-        let error = std::io::Error::other(error);
-        errors.push(failed((
-            "remove",
-            "the rules without tracking".into(),
-            error,
-        )));
-    }
-    if entry.early_demux != 0 {
-        errors.extend(host::restore_early_demux().map_err(failed).err());
-    }
-    if errors.is_empty() {
-        let cleared = state.set(0, Plain(NodeEntry::default()), 0);
-        errors.extend(cleared.map_err(at(names::NODE, "the node's state")).err());
-    }
-    CaptureError::collect(errors)
-}
-
-fn failed((call, object, error): host::Failure) -> CaptureError {
-    CaptureError::kernel(call, object, &error)
-}
-
-fn attach(
-    programs: &Programs,
-    program: &'static str,
-    pin: &Path,
-    hook: TcxHook,
-    interface: &Interface,
-) -> Result<Applied, CaptureError> {
-    let name = || format!("{program} to {}", interface.name);
-    let fail = |error: std::io::Error| CaptureError::kernel("attach", name(), &error);
-    let program = programs.get(program)?;
-    if let Ok(link) = bpf::open_link(pin) {
-        if bpf::interface_link(link.as_fd()).is_ok_and(|on| on == interface.index) {
-            bpf::replace_program(link.as_fd(), program).map_err(fail)?;
-            return Ok(Applied::Adopted);
-        }
-        // Dead: an interface that was removed takes its links with it.
-        fs::remove_file(pin).map_err(fail)?;
-    }
-    let link = bpf::link_interface(program, interface.index, hook).map_err(fail)?;
-    bpf::pin(link.as_fd(), pin)
-        .map_err(|error| CaptureError::kernel("pin the link at", pin.display(), &error))?;
-    Ok(Applied::Attached)
+fn interfaces_of(netns: &Netns) -> Result<Vec<Interface>, CaptureError> {
+    interface::leading_to(netns.as_fd()).map_err(|error| {
+        CaptureError::kernel(
+            "find the node's interface of network namespace",
+            netns.path().display(),
+            &error,
+        )
+    })
 }
 
 /// Options that ask for what cannot be known outside of the pod.

@@ -23,13 +23,7 @@ pub fn apply() -> Result<bool, ToolError> {
         if let Some(iptables) = tool::find(name) {
             found = true;
             for rule in iptables_rules() {
-                let run = |verb: &str| {
-                    let args: Vec<_> = ["-w", "5", "-t", "raw", verb]
-                        .into_iter()
-                        .chain(rule.iter().map(String::as_str))
-                        .collect();
-                    tool::run(&iptables, &args, "")
-                };
+                let run = |verb| tool::run(&iptables, &arguments(verb, &rule), "");
                 if run("-C").is_err() {
                     run("-I")?;
                 }
@@ -37,6 +31,32 @@ pub fn apply() -> Result<bool, ToolError> {
         }
     }
     Ok(found)
+}
+
+/// Whether one of them is not there. Where there is neither tool, none is.
+pub fn is_missing() -> bool {
+    if let Some(nft) = tool::find("nft") {
+        // Also where the whole table is gone.
+        let listed = tool::run(&nft, &["list", "table", "inet", TABLE], "");
+        return listed.map_or(true, |text| text.matches("notrack").count() < 2);
+    }
+    let mut missing = false;
+    for name in ["iptables", "ip6tables"] {
+        if let Some(iptables) = tool::find(name) {
+            for rule in iptables_rules() {
+                missing |= tool::run(&iptables, &arguments("-C", &rule), "").is_err();
+            }
+        }
+    }
+    missing
+}
+
+fn arguments<'a>(verb: &'a str, rule: &'a [String]) -> Vec<&'a str> {
+    let rule = rule.iter().map(String::as_str);
+    ["-w", "5", "-t", "raw", verb]
+        .into_iter()
+        .chain(rule)
+        .collect()
 }
 
 /// Removes them. What is not there is no error.
@@ -49,12 +69,8 @@ pub fn clean() -> Result<(), ToolError> {
     for name in ["iptables", "ip6tables"] {
         if let Some(iptables) = tool::find(name) {
             for rule in iptables_rules() {
-                let args: Vec<_> = ["-w", "5", "-t", "raw", "-D"]
-                    .into_iter()
-                    .chain(rule.iter().map(String::as_str))
-                    .collect();
                 // Fails where there is no such rule.
-                _ = tool::run(&iptables, &args, "");
+                _ = tool::run(&iptables, &arguments("-D", &rule), "");
             }
         }
     }
