@@ -23,7 +23,7 @@ use self::{failing::Failing, paused::Other};
 use super::pods::{PodError, Pods};
 use crate::{
     capture::Applied,
-    identity::IdentityStore,
+    identity::{Identity, IdentityStore},
     node::{
         agent::{Agent, AgentError, Order, PodStatus},
         remembered::Remembered,
@@ -226,6 +226,20 @@ impl Task {
     }
 
     async fn obey(&mut self, order: Order) {
+        let before = self.identities();
+        self.do_order(order).await;
+        // Certificates that nobody needs are not renewed any longer.
+        for gone in before.difference(&self.identities()) {
+            self.parts.identities.forget(gone);
+        }
+    }
+
+    fn identities(&self) -> BTreeSet<Identity> {
+        let pods = self.wishes.uids().filter_map(|uid| self.wishes.pod(uid));
+        pods.map(|pod| pod.identity.clone()).collect()
+    }
+
+    async fn do_order(&mut self, order: Order) {
         match order {
             Order::Add(source, pod, answer) => {
                 let uid = pod.uid.clone();
@@ -237,14 +251,12 @@ impl Task {
                 self.settle(vec![uid.clone()]).await;
             }
             Order::Remove(source, uid, answer) => {
-                let wanted = self.wishes.of(source, &uid).cloned();
                 if self.wishes.remove(source, &uid) {
                     self.parts.remembered.forget(source, &uid);
                 }
                 self.held.remove(&uid);
                 self.failing.try_now(&uid);
                 self.settle(vec![uid]).await;
-                self.forget_identity(wanted.as_ref());
                 _ = answer.send(Ok(()));
             }
             Order::Replace(source, pods, answer) => {
@@ -303,15 +315,6 @@ impl Task {
         match self.parts.pods.actual(uid, true) {
             Some(_) => Ok(()),
             None => Err("waits for its certificate".to_owned()),
-        }
-    }
-
-    /// Renews certificates no longer that nobody needs.
-    fn forget_identity(&self, pod: Option<&Pod>) {
-        let Some(pod) = pod else { return };
-        let mut wanted = self.wishes.uids().filter_map(|uid| self.wishes.pod(uid));
-        if !wanted.any(|other| other.identity == pod.identity) {
-            self.parts.identities.forget(&pod.identity);
         }
     }
 }

@@ -189,7 +189,7 @@ mod tests {
         attachments.insert(a.clone()).unwrap();
         attachments.insert(b.clone()).unwrap();
         assert_eq!(open().all(), [a.clone(), b.clone()]);
-        assert_eq!(open().of_pod("shop", "web"), [a.clone()]);
+        assert_eq!(open().of_pod("shop", "web"), std::slice::from_ref(&a));
         assert_eq!(open().of_pod("shop", "db"), []);
         assert_eq!(attachments.remove("a1").unwrap(), Some(a));
         assert_eq!(attachments.remove("a1").unwrap(), None);

@@ -72,11 +72,6 @@ impl Wishes {
             .unwrap_or_default()
     }
 
-    /// What one source wants of the pod.
-    pub fn of(&self, source: Source, uid: &PodUid) -> Option<&Pod> {
-        self.by_uid.get(uid)?.get(&source)
-    }
-
     pub fn uids(&self) -> impl Iterator<Item = &PodUid> {
         self.by_uid.keys()
     }

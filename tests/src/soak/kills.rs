@@ -21,7 +21,7 @@ use super::{
     stage::{Stage, entry, uid},
 };
 
-/// Longest time between the daemon's start and its end.
+/// Longest time in milliseconds until a daemon is killed, from its start or since it is ready.
 const LONGEST: u64 = 400;
 
 pub fn run(stage: &mut Stage, kills: usize, figures: &mut Figures) -> Result<()> {
@@ -57,6 +57,10 @@ pub fn run(stage: &mut Stage, kills: usize, figures: &mut Figures) -> Result<()>
             (requests, None)
         });
         for kill in 0..kills {
+            // While it starts, and while it works.
+            if kill % 2 == 1 {
+                stage.daemon.wait_ready();
+            }
             thread::sleep(Duration::from_millis(random.below(LONGEST)));
             stage.daemon.sigkill();
             stage.daemon = stage.daemon.spec().spawn();

@@ -106,12 +106,10 @@ impl Cluster {
 
 /// The last event of this name.
 pub fn find_event(said: &str, event: &str) -> Option<Value> {
-    let events = said
+    let mut events = said
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok());
-    events
-        .filter(|value: &Value| value["event"] == event)
-        .last()
+    events.rfind(|value: &Value| value["event"] == event)
 }
 
 pub fn is_ready(object: &Value) -> bool {

@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(failing.next(), Some(start + FIRST));
         assert!(failing.rests(&uid, start));
         assert_eq!(failing.due(start), []);
-        assert_eq!(failing.due(start + FIRST), [uid.clone()]);
+        assert_eq!(failing.due(start + FIRST), std::slice::from_ref(&uid));
         assert!(!failing.failed(&uid, "port taken".into(), start));
         assert_eq!(failing.next(), Some(start + FIRST * 2));
         for _ in 0..20 {

@@ -36,7 +36,7 @@ fn everything_can_be_said() {
     let agent = with(
         "{socket: null, host: {proc: /host/proc, cgroup: /host/cgroup, \
          containerCgroup: 'machine.slice/libpod-{containerId}.scope'}, kubernetes: {kubeconfig: /k}, \
-         cni: {enroll: true, namespace: a, serviceAccount: b}, zds: {serve: /z}}",
+         cni: {enroll: true, namespace: a, serviceAccount: b}, zds: {serve: /z}}\ncapture: {backend: nftables}",
     );
     let expected = AgentConfig {
         socket: None,

@@ -168,7 +168,7 @@ struct Model {
 
 #[derive(Clone, Debug)]
 enum Event {
-    Wish(Source, Pod),
+    Wish(Source, Box<Pod>),
     NoWish(Source, PodUid),
     All(Source, Vec<Pod>),
     Netns(PodUid, Option<u64>),
@@ -180,7 +180,7 @@ enum Event {
 impl Model {
     fn happens(&mut self, event: Event) {
         match event {
-            Event::Wish(source, pod) => _ = self.wishes.add(source, pod),
+            Event::Wish(source, pod) => _ = self.wishes.add(source, *pod),
             Event::NoWish(source, uid) => _ = self.wishes.remove(source, &uid),
             Event::All(source, pods) => _ = self.wishes.replace(source, pods),
             Event::Netns(uid, netns) => {
@@ -227,11 +227,8 @@ impl Model {
             },
             Step::Replace(uid) | Step::Add(uid) => {
                 let Desired { pod, found } = desired[&uid].clone();
-                match (found.netns, found.cgroup) {
-                    (Some(netns), Some(cgroup)) => {
-                        self.kernel.insert(uid, captured(pod, netns, cgroup, true));
-                    }
-                    _ => {}
+                if let (Some(netns), Some(cgroup)) = (found.netns, found.cgroup) {
+                    self.kernel.insert(uid, captured(pod, netns, cgroup, true));
                 }
             }
         }
@@ -251,7 +248,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     let source = prop::sample::select(vec![Source::Command, Source::Kubernetes]);
     let id = prop::option::weighted(0.8, 0..3_u64);
     let event = prop_oneof![
-        4 => (source.clone(), a_pod.clone()).prop_map(|(source, pod)| Event::Wish(source, pod)),
+        4 => (source.clone(), a_pod.clone()).prop_map(|(source, pod)| Event::Wish(source, Box::new(pod))),
         2 => (source.clone(), uid.clone()).prop_map(|(source, uid)| Event::NoWish(source, uid)),
         1 => (source, prop::collection::vec(a_pod, 0..3))
             .prop_map(|(source, pods)| Event::All(source, pods)),
