@@ -58,10 +58,10 @@ impl Kubernetes {
             };
             return Enrolled::Unknown(why);
         }
-        if let Some(known) = self.from_cache(name) {
+        if let Some(known) = self.by_cache(name) {
             return known;
         }
-        match timeout(ASK, self.from_api(name)).await {
+        match timeout(ASK, self.by_api(name)).await {
             Ok(Ok(enrolled)) => enrolled,
             Ok(Err(error)) => Enrolled::Unknown(format!("whether it is enrolled: {error}")),
             Err(_) => Enrolled::Unknown(format!(
@@ -72,7 +72,7 @@ impl Kubernetes {
     }
 
     /// Only if it is the very pod that is meant: one of the same name may have been there before.
-    fn from_cache(&self, name: &PodName) -> Option<Enrolled> {
+    fn by_cache(&self, name: &PodName) -> Option<Enrolled> {
         let uid = name.uid.as_deref()?;
         let known = self.known();
         let pod = known.pods.get(&name.namespace, &name.name)?;
@@ -83,7 +83,7 @@ impl Kubernetes {
         Some(self.answer(pod, &judgement))
     }
 
-    async fn from_api(&self, name: &PodName) -> Result<Enrolled, ApiError> {
+    async fn by_api(&self, name: &PodName) -> Result<Enrolled, ApiError> {
         let pod = match self.api.pod(&name.namespace, &name.name).await {
             Ok(pod) => pod,
             Err(error) if error.is(StatusCode::NOT_FOUND) => {
