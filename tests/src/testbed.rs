@@ -141,7 +141,7 @@ impl Node {
         namespace::ip(
             Some(&netns),
             &format!(
-                "link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
+                "link add br0 address 02:00:00:00:00:{number:02x} type bridge forward_delay 0 mcast_snooping 0\n\
                  addr add 10.244.{number}.1/24 dev br0\n\
                  addr add fd00:10:244:{number}::1/64 dev br0 nodad\n\
                  link set br0 up\n"

@@ -39,7 +39,7 @@ struct Stage {
 
 #[derive(Debug)]
 enum Told {
-    Add(Pod),
+    Add(Box<Pod>),
     Remove(PodUid),
     Replace(Vec<Pod>),
 }
@@ -64,7 +64,7 @@ impl Stage {
                             true => Err(AgentError::Pod { uid, reason }),
                             false => Ok(Applied::Attached),
                         });
-                        Told::Add(*pod)
+                        Told::Add(pod)
                     }
                     Order::Remove(Source::Zds, uid, reply) => {
                         _ = reply.send(Ok(()));
@@ -112,7 +112,7 @@ impl Stage {
     #[track_caller]
     fn told_add(&self) -> Pod {
         match self.told() {
-            Told::Add(pod) => pod,
+            Told::Add(pod) => *pod,
             other => panic!("{other:?}"),
         }
     }

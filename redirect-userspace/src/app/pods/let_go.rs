@@ -67,7 +67,7 @@ impl Pods {
         }
     }
 
-    /// The daemon ends: what can only be done while it still runs, see [`Capture::stand_down`].
+    /// The daemon ends: what can only be done while it still runs, see [`stand_down`](crate::capture::Capture::stand_down).
     pub fn stand_down(&mut self) {
         if let Err(error) = self.capture.stand_down() {
             tracing::error!(%error, "cannot let go of pods with onProxyFailure: pass");

@@ -168,6 +168,23 @@ impl Guard {
     }
 }
 
+/// Moves the links on interfaces from `former`, the folder of a cgroup that the pod had in the same namespace, to `directory`. An
+/// interface takes a program only once, so that what is there cannot be attached anew beside it.
+pub fn take_over(former: &Path, directory: &Path) -> Result<(), CaptureError> {
+    let fail = |error: io::Error| {
+        CaptureError::kernel("take over the guard from", former.display(), &error)
+    };
+    for entry in fs::read_dir(former).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(PIN) && name != ON_CGROUP {
+            fs::rename(entry.path(), directory.join(&*name)).map_err(fail)?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes the guard from a pod whose links are in `directory`.
 pub fn remove(directory: &Path, netns: &Netns) -> Result<(), CaptureError> {
     let pins = remove_pins(directory, |_| true);

@@ -164,11 +164,16 @@ impl EbpfCapture {
     /// Puts the guard on the pod's interfaces, or takes it off where it is not wanted any more.
     fn guard(&mut self, subject: &Subject<'_>) -> Result<(), CaptureError> {
         let (pod, netns) = (subject.pod, subject.netns);
-        let directory = self.pins.place(&pod.uid, subject.place())?;
+        let place = subject.place();
+        let directory = self.pins.place(&pod.uid, place)?;
         match &mut self.guard {
             // The interfaces are not its own.
             _ if pod.cgroup_only.is_some() => Ok(()),
             Some(guard) => {
+                let is_former = |at: &Place| *at != place && at.netns_cookie == place.netns_cookie;
+                for former in self.pins.places(&pod.uid)?.into_iter().filter(is_former) {
+                    guard::take_over(&self.pins.place(&pod.uid, former)?, &directory)?;
+                }
                 guard.apply(&self.pins, &directory, netns, &subject.cgroup, &pod.options)
             }
             None => guard::remove(&directory, netns),
