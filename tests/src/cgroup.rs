@@ -16,7 +16,7 @@ use crate::wait::wait_until;
 
 /// Where the cgroup v2 hierarchy is mounted, as mountinfo says: often not `/sys/fs/cgroup`.
 pub fn mount_point() -> PathBuf {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo is readable");
+    let mounts = redirect::sys::mountinfo::read().expect("mountinfo is readable");
     mounts
         .lines()
         .find(|line| {

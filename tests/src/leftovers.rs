@@ -66,7 +66,7 @@ fn a_daemon_runs() -> bool {
 
 /// Whether any bpffs holds the folder in which a daemon pins.
 fn pins_exist() -> bool {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo is readable");
+    let table = redirect::sys::mountinfo::read().expect("mountinfo is readable");
     let bpffs = table.lines().filter(|line| line.contains(" - bpf "));
     bpffs
         .filter_map(|line| line.split(' ').nth(4))
@@ -181,7 +181,7 @@ fn namespaces(id: &RunId) -> Vec<String> {
 /// Mounts below the testbed's directory, in the order in which they were made.
 fn mounts(id: &RunId) -> Vec<PathBuf> {
     let directory = directory(id);
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo is readable");
+    let table = redirect::sys::mountinfo::read().expect("mountinfo is readable");
     let points = table
         .lines()
         .filter_map(|line| line.split(' ').nth(4))

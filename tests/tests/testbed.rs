@@ -104,7 +104,7 @@ fn nothing_stays_after_a_panic() {
             .any(|name| name.starts_with(id.as_str()))
     );
     assert!(
-        !fs::read_to_string("/proc/self/mountinfo")
+        !redirect::sys::mountinfo::read()
             .expect("proc")
             .contains(&format!("{id}/"))
     );

@@ -9,6 +9,8 @@ use std::{
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
+use super::mountinfo;
+
 /// Names of the cgroups that the daemon makes for itself: this and its process id.
 const PREFIX: &str = "redirect-";
 /// Between these, in the names of a [`Scratch`].
@@ -149,7 +151,15 @@ pub fn current() -> Result<PathBuf, CgroupError> {
 
 /// The directory of the cgroup that the kernel calls `name`: the reverse of [`in_hierarchy`].
 pub fn directory_of(name: &str) -> Result<PathBuf, CgroupError> {
-    directory(&read("/proc/self/mountinfo")?, name).ok_or(CgroupError::NotMounted)
+    directory(&mounted()?, name).ok_or(CgroupError::NotMounted)
+}
+
+fn mounted() -> Result<String, CgroupError> {
+    mountinfo::read().map_err(|source| CgroupError::Io {
+        what: "read",
+        path: mountinfo::TABLE.into(),
+        source,
+    })
 }
 
 fn read(path: &str) -> Result<String, CgroupError> {
@@ -188,7 +198,7 @@ pub fn mounts(mountinfo: &str) -> impl Iterator<Item = (PathBuf, PathBuf)> {
 /// The cgroup whose directory is `path`, as the kernel calls it: from the root of the hierarchy, or of this process's cgroup
 /// namespace.
 pub fn in_hierarchy(path: &Path) -> Result<String, CgroupError> {
-    kernel_name(&read("/proc/self/mountinfo")?, path).ok_or(CgroupError::NotMounted)
+    kernel_name(&mounted()?, path).ok_or(CgroupError::NotMounted)
 }
 
 /// The reverse of [`directory`].

@@ -8,6 +8,7 @@ pub mod datagram;
 pub mod inotify;
 pub mod interfaces;
 pub mod memory;
+pub mod mountinfo;
 pub mod netns;
 pub mod socket;
 pub mod sysctl;

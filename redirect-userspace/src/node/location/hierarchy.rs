@@ -8,7 +8,10 @@ use std::{
 use super::{LocationError, name};
 use crate::{
     config::{CONTAINER_ID, HostPaths},
-    sys::cgroup::{self, Cgroup},
+    sys::{
+        cgroup::{self, Cgroup},
+        mountinfo,
+    },
 };
 
 /// No hierarchy is deeper than this in practice; the kernel has no limit.
@@ -34,10 +37,9 @@ impl Hierarchy {
             return Ok(Self::at(path));
         }
         // A hybrid one: what is mounted there are folders for each hierarchy of version 1, and one for version 2.
-        let table = "/proc/self/mountinfo";
-        let mounts = fs::read_to_string(table).map_err(|source| LocationError::Io {
+        let mounts = mountinfo::read().map_err(|source| LocationError::Io {
             call: "read",
-            path: table.into(),
+            path: mountinfo::TABLE.into(),
             source,
         })?;
         widest(&mounts, configured)
